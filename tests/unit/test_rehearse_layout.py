@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""Where a guest's memory lies: reserved ranges must lie in memory, apart, and leave the kernel its share."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from upgrade.errors import UsageError
+from upgrade.rehearse.layout import HIGH_START_MIB, LOW_MIB, Layout
+
+
+def test_usual_layout() -> None:
+    layout = Layout(ordinary_mib=3072, store_mib=1024)
+    assert layout.arguments == ["memmap=1024M!4G"]
+    assert layout.total_mib == 4096
+
+
+def test_no_reservation() -> None:
+    layout = Layout(ordinary_mib=1024)
+    assert layout.arguments == []
+    assert layout.total_mib == 1024
+
+
+def test_two_ranges() -> None:
+    layout = Layout(ordinary_mib=3072, store_mib=256, frames_mib=1024)
+    assert layout.arguments == ["memmap=256M!4G", "memmap=1024M!4480M"]
+    assert layout.total_mib == 3072 + 256 + 1024
+
+
+def test_frames_alone() -> None:
+    assert Layout(ordinary_mib=3072, frames_mib=512).arguments == ["memmap=512M!4G"]
+
+
+def test_small_machine_with_a_store() -> None:
+    layout = Layout(ordinary_mib=1024, store_mib=64)
+    assert layout.low_mib == 1024
+    assert layout.total_mib == 1024 + 64
+
+
+@pytest.mark.parametrize("wrong", [(100, 0, 0), (1024, -1, 0), (1024, 0, -1)])
+def test_impossible(wrong: tuple[int, int, int]) -> None:
+    with pytest.raises(UsageError):
+        Layout(*wrong)
+
+
+sizes = st.integers(min_value=0, max_value=16384)
+
+
+@given(ordinary=st.integers(min_value=512, max_value=65536), store=sizes, frames=sizes)
+def test_ranges_are_real_memory_and_apart(ordinary: int, store: int, frames: int) -> None:
+    layout = Layout(ordinary, store, frames)
+    end_of_memory = HIGH_START_MIB + layout.total_mib - layout.low_mib
+    free_from = HIGH_START_MIB - 1  # the gap below 4 GiB keeps the first range apart from low memory
+    for reserved in layout.ranges:
+        assert reserved.start_mib > free_from
+        free_from = reserved.start_mib + reserved.size_mib
+        assert free_from <= end_of_memory
+    assert layout.total_mib - store - frames >= ordinary
+    assert layout.low_mib <= LOW_MIB

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+"""``python -m upgrade``."""
+
+from upgrade.cli import entry_point
+
+entry_point()

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""Control groups, version 2: the tasks in one, and freezing them.
+
+Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze" and "cgroup.events".
+"""
+
+import time
+from collections.abc import Iterable
+
+from upgrade.errors import Refusal, UpgradeError
+from upgrade.host import Host
+
+MOUNT_POINT = "/sys/fs/cgroup"
+
+
+def path(cgroup: str, name: str = "") -> str:
+    """Return the path of a cgroup's directory or of a file in it."""
+    return f"{MOUNT_POINT}/{cgroup.strip('/')}" + (f"/{name}" if name else "")
+
+
+def of_pid(host: Host, pid: int) -> str:
+    """Return the cgroup of a process, beginning with ``/``."""
+    for line in host.read(f"/proc/{pid}/cgroup").splitlines():
+        if line.startswith("0::"):
+            return line.removeprefix("0::")
+    raise Refusal(
+        "is in no cgroup of version 2",
+        subject=f"process {pid}",
+        hint="boot with systemd.unified_cgroup_hierarchy=1",
+    )
+
+
+def tree(host: Host, cgroup: str) -> list[str]:
+    """Return a cgroup and all below it, parents first."""
+    found = [cgroup]
+    for name in host.list(path(cgroup)):
+        if host.path(path(cgroup, name)).is_dir():
+            found += tree(host, f"{cgroup.rstrip('/')}/{name}")
+    return found
+
+
+def pids(host: Host, cgroup: str) -> list[int]:
+    """Return the processes of a cgroup and of all below it."""
+    found = []
+    for each in tree(host, cgroup):
+        found += [int(line) for line in host.read_or(path(each, "cgroup.procs"), "").split()]
+    return sorted(set(found))
+
+
+def is_frozen(host: Host, cgroup: str) -> bool:
+    """Tell whether every task of a cgroup has stopped."""
+    return "frozen 1" in host.read(path(cgroup, "cgroup.events")).splitlines()
+
+
+def freeze(host: Host, cgroups: Iterable[str], timeout_s: float) -> None:
+    """Freeze several cgroups at once and wait until all their tasks have stopped.
+
+    :raises UpgradeError: naming the tasks that did not stop in time; the caller thaws
+    """
+    names = list(cgroups)
+    for cgroup in names:
+        host.write(path(cgroup, "cgroup.freeze"), "1")
+    deadline = time.monotonic() + timeout_s
+    for cgroup in names:
+        while not is_frozen(host, cgroup):
+            if time.monotonic() > deadline:
+                raise UpgradeError(
+                    f"did not freeze within {timeout_s} s; not stopped: {_unstopped(host, cgroup)}",
+                    subject=cgroup,
+                    hint="a task in uninterruptible sleep (state D) waits for a device or a network file system",
+                )
+            time.sleep(0.0005)
+
+
+def thaw(host: Host, cgroup: str) -> None:
+    """Let a cgroup's tasks run; nothing happens if it is gone."""
+    if host.exists(path(cgroup, "cgroup.freeze")):
+        host.write(path(cgroup, "cgroup.freeze"), "0")
+
+
+def _unstopped(host: Host, cgroup: str) -> str:
+    found = []
+    for pid in pids(host, cgroup):
+        stat = host.read_or(f"/proc/{pid}/stat", "")
+        state = stat.rpartition(")")[2].split()[:1]
+        if state == ["D"]:
+            found.append(f"{pid} ({host.read_or(f'/proc/{pid}/comm', '?')}, state D)")
+    return ", ".join(found) or "unknown"

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""``seamless-upgrade check``: would it work? Touches nothing."""
+
+import argparse
+import json
+from typing import Any
+
+from upgrade import plan
+from upgrade.cli import SCHEMA_VERSION, answer
+from upgrade.config import Config
+from upgrade.errors import ExitStatus
+from upgrade.host import Host
+from upgrade.plan import Plan
+from upgrade.request import Request
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the plan of an upgrade."""
+    host = Host()
+    found = plan.make(host, request(options), Config.load(host))
+    answer(json.dumps(to_json(found, host), indent=2) if options.json else render(found, host))
+    return ExitStatus.DONE
+
+
+def request(options: argparse.Namespace) -> Request:
+    """Return what the options ask for."""
+    return Request(
+        kernel=options.kernel,
+        initrd=options.initrd,
+        append=options.append,
+        containers=tuple(options.container),
+        cgroups=tuple(options.cgroup),
+        all=options.all,
+        quiesce=options.quiesce,
+    )
+
+
+def to_json(found: Plan, host: Host) -> dict[str, Any]:
+    """Return a plan for machines."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "ready": True,
+        "kernel_from": host.release(),
+        "kernel_to": found.kernel_to,
+        "kernel": str(found.kernel),
+        "initrd": str(found.initrd),
+        "command_line": found.command_line,
+        "store": {"start_bytes": found.store.start_bytes, "size_bytes": found.store.size_bytes},
+        "memory_bytes": found.memory_bytes,
+        "criu_version": str(found.criu_version),
+        "containers": [
+            {"name": c.name, "engine": c.engine, "cgroup": c.cgroup, "pid": c.root_pid}
+            for c in found.containers
+        ],
+        "vdso": dict(found.vdso),
+        "warnings": list(found.warnings),
+    }
+
+
+def render(found: Plan, host: Host) -> str:
+    """Return a plan for people."""
+    from upgrade.report.text import render_vdso
+
+    lines = [
+        f"Ready: {host.release()} -> {found.kernel_to}",
+        "",
+        f"  kernel      {found.kernel}",
+        f"  initrd      {found.initrd}",
+        f"  memory      {found.memory_bytes >> 20} MiB of containers, {found.store} holds them",
+        f"  CRIU        {found.criu_version}",
+        "",
+        "Containers",
+        *(f"  {c.name}  ({c.engine}, PID {c.root_pid}, cgroup {c.cgroup})" for c in found.containers),
+        "",
+        render_vdso(found.vdso),
+        *(f"warning: {warning}" for warning in found.warnings),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""What the unit runs: the transaction itself (``seamless-upgrade.service``)."""
+
+import argparse
+import json
+import logging
+import signal
+import traceback
+from types import FrameType
+
+from upgrade import paths
+from upgrade.clock import Clock
+from upgrade.config import Config
+from upgrade.errors import ExitStatus, Interrupted, UpgradeError
+from upgrade.events import Events
+from upgrade.host import Host
+from upgrade.request import Request
+from upgrade.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+
+def main(_options: argparse.Namespace) -> int:
+    """Carry the request out; returns only if the new kernel was not entered."""
+    host = Host()
+    events = Events(paths.EVENTS, Clock())
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        request = Request.load(paths.REQUEST)
+        Transaction(host, request, Config.load(host), events).run()
+    except UpgradeError as e:
+        return _end(e)
+    except Exception as e:
+        log.error("%s", traceback.format_exc())
+        return _end(
+            UpgradeError(f"internal error: {type(e).__name__}: {e}", hint=f"journalctl -u {paths.RUN_UNIT}")
+        )
+    return _end(UpgradeError("ended without a jump"))
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # the undo is not to be interrupted
+        signal.signal(number, signal.SIG_IGN)
+    raise Interrupted("aborted; the containers run on and everything was undone")
+
+
+def _end(error: UpgradeError) -> int:
+    """Tell the command that follows; it prints this."""
+    temporary = paths.OUTCOME.with_suffix(".new")
+    temporary.write_text(json.dumps({"outcome": "rolled-back", "error": error.to_json()}))
+    temporary.rename(paths.OUTCOME)
+    paths.REQUEST.unlink(missing_ok=True)
+    log.error("%s", error)
+    return int(error.status or ExitStatus.FAILED)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""The verbs and their options."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from upgrade import VERSION
+
+VERBS = ("check", "run", "restore", "status", "report", "history", "abort", "rehearse")
+
+_EXIT_STATUSES = """exit status:
+  0 done or nothing to do      1 failed, host unchanged or rolled back
+  2 usage or configuration     3 refused by the checks
+  4 not privileged             5 upgraded, but a container was not restored
+  6 a dependency is missing  130 interrupted
+"""
+
+Function = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers wrong usage with our exit status, and as JSON where that was asked for."""
+
+    as_json = False
+
+    def error(self, message: str) -> NoReturn:
+        from upgrade.cli import fail
+        from upgrade.errors import UsageError
+
+        self.exit(fail(UsageError(message, hint=f"{self.prog} --help"), as_json=self.as_json))
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the options; ends the process for ``--help``, ``--version`` and wrong usage."""
+    Parser.as_json = "--json" in words
+    return _parser().parse_args(_with_verb(words))
+
+
+def _with_verb(words: Sequence[str]) -> list[str]:
+    """Return the words with ``run`` in front where options alone were given."""
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
+        return ["run", *words]
+    return list(words)
+
+
+def _parser() -> Parser:
+    top = Parser(
+        prog="seamless-upgrade",
+        description="Replace the kernel of this container host without restarting the containers.",
+        epilog="Options without a verb mean 'run'.\n\n" + _EXIT_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"seamless-upgrade {VERSION}")
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+    _upgrade_options(_verb(verbs, "check", "would this upgrade work? Touches nothing"))
+    run = _verb(verbs, "run", "upgrade the kernel")
+    _upgrade_options(run)
+    run.add_argument("--dry-run", action="store_true", help="the same as check")
+    run.add_argument("--yes", action="store_true", help="do not ask")
+    _verb(verbs, "restore", "restore the containers (called by the unit in the new kernel)")
+    status = _verb(verbs, "status", "what happens now, or happened last")
+    status.add_argument("--wait", action="store_true", help="return when the upgrade has ended")
+    report = _verb(verbs, "report", "the report of an upgrade")
+    report.add_argument("id", nargs="?", metavar="ID", help="which one (default: the newest)")
+    history = _verb(verbs, "history", "the kernels of this host")
+    history.add_argument("--record", choices=("boot", "shutdown"), help=argparse.SUPPRESS)
+    _verb(verbs, "abort", "stop a running upgrade before its jump and undo it")
+    _verb(verbs, "execute", None)
+    _verb(verbs, "recover", None)
+    _rehearse_options(_verb(verbs, "rehearse", "try an upgrade in a virtual machine"))
+    return top
+
+
+def _verb(verbs: "argparse._SubParsersAction[Parser]", name: str, text: str | None) -> Parser:
+    extra: Any = {"help": text} if text else {}
+    verb = verbs.add_parser(name, description=text, **extra)
+    if name == "rehearse":
+        verb.add_argument("--json", metavar="FILE", help="write the result as JSON (- for standard output)")
+    else:
+        verb.add_argument("--json", action="store_true", help="answer as JSON")
+    verb.add_argument(
+        "--debug", action="store_true", default=bool(os.environ.get("DEBUG")), help=argparse.SUPPRESS
+    )
+    verb.set_defaults(function=_function(name))
+    return verb
+
+
+def _function(name: str) -> Function:
+    """Return the verb's function; its module is imported when it is called."""
+
+    def call(options: argparse.Namespace) -> int:
+        return int(import_module(f"upgrade.cli.{name}").main(options))
+
+    return call
+
+
+def _upgrade_options(verb: Parser) -> None:
+    verb.add_argument("--kernel", metavar="VMLINUZ", required=True, help="the kernel image to enter")
+    verb.add_argument("--initrd", metavar="FILE", help="its initrd (default: the one beside it)")
+    verb.add_argument(
+        "--append", metavar="ARGS", default="", help="more arguments for the new kernel's command line"
+    )
+    verb.add_argument(
+        "--container", metavar="NAME", action="append", default=[], help="preserve this runc container"
+    )
+    verb.add_argument(
+        "--cgroup", metavar="PATH", action="append", default=[], help="preserve the task tree in it"
+    )
+    verb.add_argument("--all", action="store_true", help="preserve every running container of every engine")
+    verb.add_argument(
+        "--no-quiesce", dest="quiesce", action="store_false", help="leave other services running"
+    )
+
+
+def _rehearse_options(verb: Parser) -> None:
+    verb.add_argument(
+        "--from", dest="kernel_from", metavar="K", required=True, help="suite, version or vmlinuz"
+    )
+    verb.add_argument("--to", dest="kernel_to", metavar="K", required=True, help="suite, version or vmlinuz")
+    verb.add_argument(
+        "--workload", metavar="DIR", action="append", required=True, help="may be given several times"
+    )
+    verb.add_argument("--memory", metavar="MIB", type=int, help="the machine's memory")
+    verb.add_argument(
+        "--append", metavar="ARGS", default="", help="more arguments for the new kernel's command line"
+    )
+    verb.add_argument("--rounds", metavar="N", type=int, default=1, help="upgrade so often, to and fro")
+    verb.add_argument("--keep", action="store_true", help="leave the machine running")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""``seamless-upgrade run``: hand the upgrade over to its own unit and follow it.
+
+The run must survive the loss of the terminal that it was typed on.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from upgrade import paths, plan
+from upgrade.cli import SCHEMA_VERSION, answer, check, say
+from upgrade.config import Config
+from upgrade.errors import ExitStatus, Interrupted, Refusal, UpgradeError, UsageError
+from upgrade.host import Host
+from upgrade.plan import Plan
+from upgrade.process import run
+
+POLL_S = 0.1
+UNIT_START_S = 30
+
+
+def main(options: argparse.Namespace) -> int:
+    """Upgrade; returns only if the new kernel was not entered."""
+    if options.dry_run:
+        return check.main(options)
+    host = Host()
+    plan.privileged()
+    refuse_second()
+    request = check.request(options)
+    if not options.yes:
+        _ask(plan.make(host, request, Config.load(host)), host)
+    paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in (paths.OUTCOME, paths.EVENTS):
+        left.unlink(missing_ok=True)
+    request.save(paths.REQUEST)
+    with _interruptible():
+        run(["systemctl", "start", "--no-block", paths.RUN_UNIT])
+        try:
+            outcome = _follow()
+        except Interrupted:
+            say("aborting")
+            run(["systemctl", "stop", paths.RUN_UNIT], timeout=300)
+            outcome = _follow()
+    return _finish(outcome, as_json=options.json)
+
+
+def refuse_second() -> None:
+    """Refuse if an upgrade runs already."""
+    state = run(["systemctl", "is-active", paths.RUN_UNIT], check=False).stdout.strip()
+    if state in ("active", "activating", "deactivating"):
+        raise Refusal(
+            "an upgrade runs already",
+            subject=paths.RUN_UNIT,
+            hint="seamless-upgrade status --wait, or seamless-upgrade abort",
+        )
+
+
+def _ask(found: Plan, host: Host) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError("nobody there to ask", hint="add --yes to upgrade without a question")
+    say(check.render(found, host))
+    print("Upgrade now? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Interrupted("nothing was touched")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn the signals that end a terminal's command into an abort of the run; a hang-up leaves it alone."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise Interrupted
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow() -> dict[str, object]:
+    """Print the run's events until it has ended; return its outcome."""
+    seen = 0
+    started = time.monotonic()
+    while True:
+        ended = paths.OUTCOME.exists()
+        lines = paths.EVENTS.read_text().splitlines() if paths.EVENTS.exists() else []
+        for line in lines[seen:]:
+            say(json.loads(line)["text"])
+        seen = len(lines)
+        if ended:
+            return dict(json.loads(paths.OUTCOME.read_text()))
+        if not lines and time.monotonic() - started > UNIT_START_S:
+            raise UpgradeError(
+                "did not start", subject=paths.RUN_UNIT, hint=f"journalctl -u {paths.RUN_UNIT}"
+            )
+        time.sleep(POLL_S)
+
+
+def _finish(outcome: dict[str, object], *, as_json: bool) -> int:
+    error = outcome["error"]
+    assert isinstance(error, dict)
+    if as_json:
+        answer(json.dumps({"schema_version": SCHEMA_VERSION, "changed": False, **outcome}, indent=2))
+    where = f"{error['subject']}: " if error["subject"] else ""
+    say(f"seamless-upgrade: {where}{error['message']}")
+    if error["hint"]:
+        say(f"  remedy: {error['hint']}")
+    return int(error["exit_status"] or ExitStatus.FAILED)

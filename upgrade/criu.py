@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""A client of CRIU's RPC: ``criu swrk``, messages from the distribution's pycriu.
+
+pycriu's own client knows no notifications and drops CRIU's error text (reference/criu.md D), so only its messages
+are used. Importing the package would cost 105 ms of downtime in the new kernel: ``rpc_pb2`` alone is loaded.
+"""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+from upgrade.errors import DependencyMissing, UpgradeError
+from upgrade.process import environment, missing
+
+MESSAGE_BYTES = 1 << 20
+
+Notify = Callable[[str, int], bool]
+"""Called with a notification's name and process id; the answer goes to CRIU."""
+
+
+class CriuError(UpgradeError):
+    """CRIU said no. ``message`` is the first error of its log, as it sends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CriuVersion:
+    """The version of the installed CRIU."""
+
+    major: int
+    minor: int
+    sublevel: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}" + (f".{self.sublevel}" if self.sublevel else "")
+
+
+def messages() -> ModuleType:
+    """Return pycriu's ``rpc_pb2``.
+
+    :raises DependencyMissing: if pycriu is not installed
+    """
+    name = "pycriu.rpc_pb2"
+    if name in sys.modules:
+        return sys.modules[name]
+    package = importlib.util.find_spec("pycriu")
+    if package is None or not package.submodule_search_locations:
+        raise DependencyMissing("not installed", subject="pycriu", hint="apt-get install python3-pycriu")
+    path = Path(package.submodule_search_locations[0]) / "rpc_pb2.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise DependencyMissing("has no rpc_pb2", subject="pycriu", hint="apt-get install python3-pycriu")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    return module
+
+
+class Criu:
+    """One ``criu swrk`` process, good for one request."""
+
+    def __init__(self, program: str = "criu") -> None:
+        self.rpc = messages()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self.socket = ours
+        try:
+            self.process = subprocess.Popen(
+                [program, "swrk", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment(),
+            )
+        except FileNotFoundError as e:
+            ours.close()
+            raise missing(program) from e
+        finally:
+            theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # CRIU takes the end of the connection for a failure answer and rolls back by itself.
+        self.socket.close()
+        self.process.wait()
+
+    def version(self) -> CriuVersion:
+        """Ask for the version."""
+        answer = self._call(self.rpc.criu_req(type=self.rpc.VERSION)).version
+        return CriuVersion(answer.major_number, answer.minor_number, answer.sublevel)
+
+    def dump(self, options: Any, notify: Notify) -> None:
+        """Dump a tree; returns after CRIU has ended its part, whatever ``notify`` answered."""
+        self._call(self.rpc.criu_req(type=self.rpc.DUMP, opts=options), notify)
+
+    def restore(self, options: Any, notify: Notify) -> int:
+        """Restore a tree and return the process id of its root."""
+        return int(self._call(self.rpc.criu_req(type=self.rpc.RESTORE, opts=options), notify).restore.pid)
+
+    def _call(self, request: Any, notify: Notify | None = None) -> Any:
+        self.socket.send(request.SerializeToString())
+        while True:
+            answer = self._receive()
+            if answer.type != self.rpc.NOTIFY:
+                break
+            happy = notify(answer.notify.script, answer.notify.pid) if notify is not None else True
+            self.socket.send(
+                self.rpc.criu_req(type=self.rpc.NOTIFY, notify_success=happy).SerializeToString()
+            )
+        if not answer.success:
+            reason = answer.cr_errmsg.strip() or _errno_text(answer.cr_errno)
+            raise CriuError(reason, subject="criu")
+        return answer
+
+    def _receive(self) -> Any:
+        data, fds, _, _ = socket.recv_fds(self.socket, MESSAGE_BYTES, 4)
+        for fd in fds:  # orphan-pts-master: nobody asked for it
+            os.close(fd)
+        if not data:
+            raise CriuError(f"ended without an answer (status {self.process.wait()})", subject="criu")
+        answer = self.rpc.criu_resp()
+        answer.ParseFromString(data)
+        return answer
+
+
+def _errno_text(errno: int) -> str:
+    return os.strerror(errno) if errno else "failed without saying why"
+
+
+def log_errors(log: Path, limit: int = 3) -> list[str]:
+    """Return the first error lines of a CRIU log, without their time stamps."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line.partition(" ")[2].strip() for line in lines if "Error (" in line][:limit]

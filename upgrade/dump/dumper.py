@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""Dumping all containers in parallel and holding them.
+
+CRIU asks for an answer to ``post-dump`` when all images are complete and the tasks are still stopped. Nobody answers
+until every container has got there: the jump is the commit; a failure answer is the abort, after which CRIU itself
+rolls back and the tasks run on.
+"""
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from upgrade import cgroup
+from upgrade.config import Config
+from upgrade.criu import Criu, log_errors, messages
+from upgrade.engines.base import Container, Engine, Images
+from upgrade.errors import UpgradeError
+from upgrade.host import Host
+
+LOG = "dump.log"
+LOG_LEVEL = 2  # criu/include/log.h, LOG_WARN: what is logged at more costs downtime
+
+
+class Dump(threading.Thread):
+    """One container's dump. Its CRIU is started here, long before the freeze."""
+
+    def __init__(self, engine: Engine, container: Container, images: Images) -> None:
+        super().__init__(name=f"dump {container.name}", daemon=True)
+        self.engine = engine
+        self.container = container
+        self.images = images
+        self.criu = Criu()
+        self.arrived = threading.Event()  # held, or failed
+        self.answer = threading.Event()
+        self.error: Exception | None = None
+        self.held = False
+
+    def run(self) -> None:
+        """Dump; ends only after :attr:`answer` was set or the dump has failed."""
+        descriptors: list[int] = []
+        try:
+            with self.criu:
+                self.criu.dump(self._options(descriptors), self._notify)
+        except Exception as e:
+            if not self.held:
+                self.error = self._explain(e)
+        finally:
+            self.held = False
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self.arrived.set()
+
+    def _options(self, descriptors: list[int]) -> Any:
+        rpc = messages()
+        for directory in (self.images.directory, self.images.work):
+            descriptors.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+        options = rpc.criu_opts(
+            images_dir_fd=descriptors[0],
+            work_dir_fd=descriptors[1],
+            pid=self.container.root_pid,
+            log_level=LOG_LEVEL,
+            log_file=LOG,
+            notify_scripts=True,
+            tcp_established=True,
+            manage_cgroups=True,
+            manage_cgroups_mode=rpc.SOFT,
+            freeze_cgroup=cgroup.path(self.container.cgroup),
+            network_lock=rpc.SKIP,
+        )
+        self.engine.dump_options(self.container, options)
+        return options
+
+    def _notify(self, script: str, _pid: int) -> bool:
+        if script == "post-dump":
+            self.held = True
+            self.arrived.set()
+            self.answer.wait()
+            return False
+        return True
+
+    def _explain(self, error: Exception) -> UpgradeError:
+        lines = log_errors(self.images.work / LOG)
+        reason = "; ".join(lines) or str(error)
+        return UpgradeError(
+            f"CRIU cannot dump it: {reason}",
+            subject=self.container.name,
+            hint="seamless-upgrade check names what it uses that CRIU does not know; or leave it out",
+        )
+
+
+class Dumps:
+    """All dumps of a run."""
+
+    def __init__(self, host: Host, config: Config) -> None:
+        self.host = host
+        self.config = config
+        self.dumps: list[Dump] = []
+
+    def prepare(self, engine: Engine, container: Container, directory: Path) -> Images:
+        """Start a container's CRIU and make room for its images."""
+        images = Images(directory, directory)
+        directory.mkdir(parents=True)
+        engine.prepare_images(container, images)
+        self.dumps.append(Dump(engine, container, images))
+        return images
+
+    def start(self) -> None:
+        """Begin to dump everything."""
+        for dump in self.dumps:
+            dump.start()
+
+    def wait_until_held(self) -> None:
+        """Return when every container is held.
+
+        :raises UpgradeError: the first failure, naming its container; or that it took too long
+        """
+        deadline = time.monotonic() + self.config.dump_timeout_seconds
+        while not all(dump.arrived.is_set() for dump in self.dumps):
+            failed = next((dump.error for dump in self.dumps if dump.error is not None), None)
+            if failed is not None:
+                raise failed
+            late = [dump.container.name for dump in self.dumps if not dump.arrived.is_set()]
+            if time.monotonic() > deadline:
+                raise UpgradeError(
+                    f"the dump took longer than {self.config.dump_timeout_seconds} s",
+                    subject=", ".join(late),
+                    hint="raise dump_timeout_seconds in /etc/seamless-upgrade/config.toml",
+                )
+            next(dump for dump in self.dumps if not dump.arrived.is_set()).arrived.wait(0.02)
+        for dump in self.dumps:
+            if dump.error is not None:
+                raise dump.error
+
+    def abort(self) -> None:
+        """Answer failure to every CRIU and wait until all have rolled back."""
+        for dump in self.dumps:
+            dump.answer.set()
+        for dump in self.dumps:
+            if dump.is_alive():
+                dump.join()
+            elif dump.criu.process.poll() is None:  # never started
+                with dump.criu:
+                    pass

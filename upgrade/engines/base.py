@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""What an engine has to be able to do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Json = Any
+"""Whatever ``json`` can write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """Something to be preserved: a tree of tasks that is dumped and restored as one.
+
+    ``data`` is the engine's own; it travels in the session record.
+    """
+
+    name: str
+    engine: str
+    cgroup: str
+    root_pid: int
+    host_pids: bool
+    """The tasks live in the host's PID namespace and need their numbers back."""
+    host_network: bool
+    data: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Where a container's images are, and where CRIU's restore may write its log."""
+
+    directory: Path
+    work: Path
+
+
+class Engine(Protocol):
+    """One kind of container."""
+
+    name: str
+
+    def available(self) -> list[Container]:
+        """Return every container of this engine that runs now."""
+        ...
+
+    def find(self, name: str) -> Container:
+        """Return one by name; :class:`Refusal` says why it cannot be preserved."""
+        ...
+
+    def dump_options(self, container: Container, options: Any) -> None:
+        """Fill CRIU's options (``criu_opts``) with what this engine needs at dump."""
+        ...
+
+    def prepare_images(self, container: Container, images: Images) -> None:
+        """Write what belongs beside CRIU's images, before the dump."""
+        ...
+
+    def restore(self, container: Container, images: Images, unlock: "Unlock") -> int:
+        """Bring a container back and return its root's process id."""
+        ...
+
+    def cold_start(self, container: Container) -> bool:
+        """Start a container afresh; False if nobody knows how."""
+        ...
+
+    def clean_up(self, container: Container) -> None:
+        """Remove what a failed restore may have left behind."""
+        ...
+
+
+class Unlock(Protocol):
+    """Called once the sockets of a container exist again."""
+
+    def __call__(self) -> None: ...

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Task trees in a cgroup: no engine at all, just processes in the host's namespaces."""
+
+import os
+import subprocess
+from typing import Any
+
+from upgrade import cgroup
+from upgrade.config import Config
+from upgrade.criu import Criu, CriuError, log_errors, messages
+from upgrade.engines.base import Container, Images, Unlock
+from upgrade.errors import Refusal
+from upgrade.host import Host
+from upgrade.process import environment
+
+NAMESPACES = ("mnt", "net", "ipc", "uts", "pid", "user")
+GHOST_LIMIT_BYTES = 64 << 20
+
+
+class CgroupEngine:
+    """Preserves the one task tree in a cgroup."""
+
+    name = "cgroup"
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def available(self) -> list[Container]:
+        """Return nothing: a cgroup has to be named, since most belong to systemd."""
+        return []
+
+    def find(self, name: str) -> Container:
+        """Return the task tree of the cgroup ``name`` (``/workload/redis``)."""
+        path = "/" + name.removeprefix(cgroup.MOUNT_POINT).strip("/")
+        if path == "/" or not self.host.path(cgroup.path(path)).is_dir():
+            raise Refusal(
+                "there is no such cgroup", subject=name, hint=f"see the directories of {cgroup.MOUNT_POINT}"
+            )
+        pids = cgroup.pids(self.host, path)
+        if not pids:
+            raise Refusal("no task is in it", subject=path, hint="start the workload first, or leave it out")
+        root = self._root(path, pids)
+        self._refuse_foreign_namespaces(path, root)
+        cold_start = Config.load(self.host).cold_start.get(path)
+        data = {"cold_start": list(cold_start)} if cold_start else {}
+        return Container(path, self.name, path, root, host_pids=True, host_network=True, data=data)
+
+    def _root(self, path: str, pids: list[int]) -> int:
+        parents = {pid: _parent(self.host, pid) for pid in pids}
+        roots = [pid for pid in pids if parents[pid] not in parents]
+        if len(roots) != 1:
+            listed = ", ".join(f"{pid} ({self.host.read_or(f'/proc/{pid}/comm', '?')})" for pid in roots)
+            raise Refusal(
+                f"holds {len(roots)} task trees, CRIU dumps one: {listed}",
+                subject=path,
+                hint="give each tree a cgroup of its own",
+            )
+        session = _stat(self.host, roots[0])[3]
+        if int(session) != roots[0]:
+            raise Refusal(
+                f"its first task {roots[0]} is no session leader (it belongs to session {session})",
+                subject=path,
+                hint="start it with setsid(1)",
+            )
+        return roots[0]
+
+    def _refuse_foreign_namespaces(self, path: str, root: int) -> None:
+        for kind in NAMESPACES:
+            own, theirs = (os.readlink(self.host.path(f"/proc/{pid}/ns/{kind}")) for pid in ("self", root))
+            if own != theirs:
+                raise Refusal(
+                    f"its tasks have a {kind} namespace of their own",
+                    subject=path,
+                    hint="name it with --container if it is a runc container",
+                )
+
+    def dump_options(self, container: Container, options: Any) -> None:
+        """Dump with everything a plain service may have open."""
+        options.ext_unix_sk = True
+        options.file_locks = True
+        options.link_remap = True
+        options.ghost_limit = GHOST_LIMIT_BYTES
+
+    def prepare_images(self, container: Container, images: Images) -> None:
+        """Nothing: CRIU's images say it all."""
+
+    def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
+        """Restore through CRIU itself; the tree's root becomes a child of init."""
+        rpc = messages()
+        directory, work = (os.open(d, os.O_RDONLY | os.O_DIRECTORY) for d in (images.directory, images.work))
+        try:
+            options = rpc.criu_opts(
+                images_dir_fd=directory,
+                work_dir_fd=work,
+                log_level=4,
+                log_file="restore.log",
+                notify_scripts=True,
+                tcp_established=True,
+                ext_unix_sk=True,
+                file_locks=True,
+                manage_cgroups=True,
+                manage_cgroups_mode=rpc.SOFT,
+                evasive_devices=True,
+            )
+
+            def notify(script: str, _pid: int) -> bool:
+                if script == "network-unlock":
+                    unlock()
+                return True
+
+            with Criu() as criu:
+                return criu.restore(options, notify)
+        except CriuError as e:
+            raise CriuError(
+                "; ".join(log_errors(images.work / "restore.log")) or e.message, subject="criu"
+            ) from e
+        finally:
+            os.close(directory)
+            os.close(work)
+
+    def cold_start(self, container: Container) -> bool:
+        """Run the command that the configuration names for this cgroup, in that cgroup."""
+        command: list[str] = container.data.get("cold_start", [])
+        if not command:
+            return False
+        directory = self.host.path(cgroup.path(container.cgroup))
+        directory.mkdir(parents=True, exist_ok=True)
+        procs = os.fspath(directory / "cgroup.procs")
+        enter = ["sh", "-c", 'echo $$ > "$1" && shift && exec setsid --fork "$@"', "sh", procs, *command]
+        subprocess.Popen(
+            enter,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        ).wait()
+        return True
+
+    def clean_up(self, container: Container) -> None:
+        """End what a failed restore left in the cgroup."""
+        kill = cgroup.path(container.cgroup, "cgroup.kill")
+        if self.host.exists(kill):
+            self.host.write(kill, "1")
+
+
+def _stat(host: Host, pid: int) -> list[str]:
+    """Return the fields of ``/proc/PID/stat`` behind the command, from ``state`` on."""
+    return host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def _parent(host: Host, pid: int) -> int:
+    return int(_stat(host, pid)[1])

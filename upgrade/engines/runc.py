@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""runc containers: found in runc's state, dumped as runc would, restored by ``runc restore``.
+
+Restoring through runc makes ``runc list``, ``exec`` and ``kill`` work afterwards. So the dump has to name external
+mounts and namespaces just as runc's own checkpoint does (runc v1.1.15, libcontainer/container_linux.go,
+``Checkpoint`` and ``Restore``).
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from upgrade import cgroup
+from upgrade.engines.base import Container, Images, Unlock
+from upgrade.errors import Refusal
+from upgrade.host import Host
+from upgrade.process import run
+
+STATE_ROOT = "/run/runc"
+RESTORE_LOG = "restore.log"
+# libcontainer calls namespaces by the flags of clone(2)
+EXTERNAL_NAMESPACES = {"NEWNET": ("net", "extRootNetNS"), "NEWPID": ("pid", "extRootPidNS")}
+
+
+class RuncEngine:
+    """Preserves containers that runc started."""
+
+    name = "runc"
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def available(self) -> list[Container]:
+        """Return the running containers of runc's state directory."""
+        names = [n for n in self.host.list(STATE_ROOT) if self.host.exists(f"{STATE_ROOT}/{n}/state.json")]
+        return [c for c in (self._read(name) for name in names) if self._runs(c)]
+
+    def find(self, name: str) -> Container:
+        """Return the running container ``name``."""
+        if not self.host.exists(f"{STATE_ROOT}/{name}/state.json"):
+            known = ", ".join(c.name for c in self.available()) or "none"
+            raise Refusal("runc knows no such container", subject=name, hint=f"running containers: {known}")
+        container = self._read(name)
+        if not self._runs(container):
+            raise Refusal("does not run", subject=name, hint=f"runc start {name}, or leave it out")
+        return container
+
+    def _read(self, name: str) -> Container:
+        state = json.loads(self.host.read(f"{STATE_ROOT}/{name}/state.json"))
+        config = state["config"]
+        labels = dict(label.partition("=")[::2] for label in config.get("labels") or [])
+        namespaces = {n["type"]: n.get("path", "") for n in config.get("namespaces") or []}
+        directory: str = state["cgroup_paths"][""]
+        return Container(
+            name=name,
+            engine=self.name,
+            cgroup="/" + directory.removeprefix(cgroup.MOUNT_POINT).strip("/"),
+            root_pid=int(state["init_process_pid"]),
+            host_pids="NEWPID" not in namespaces,
+            host_network="NEWNET" not in namespaces,
+            data={
+                "bundle": labels.get("bundle", ""),
+                "rootfs": config["rootfs"],
+                "mounts": [m for m in config.get("mounts") or [] if m.get("device") == "bind"],
+                "mask_paths": config.get("mask_paths") or [],
+                "devices": [d["path"] for d in config.get("devices") or []],
+                "namespaces": namespaces,
+                "external_descriptors": state.get("external_descriptors") or [],
+                "own_cgroups_path": str((config.get("cgroups") or {}).get("path", "")),
+            },
+        )
+
+    def _runs(self, container: Container) -> bool:
+        return self.host.exists(f"/proc/{container.root_pid}/exe") and bool(
+            cgroup.pids(self.host, container.cgroup)
+        )
+
+    def dump_options(self, container: Container, options: Any) -> None:
+        """Ask for what runc's own checkpoint asks for."""
+        data = container.data
+        options.root = data["rootfs"]
+        options.orphan_pts_master = True
+        options.ext_unix_sk = True
+        options.file_locks = True
+        for mount in data["mounts"]:
+            _external_mount(options, _inside(mount["destination"], data["rootfs"]))
+        for masked in data["mask_paths"]:
+            inside = self.host.path(f"/proc/{container.root_pid}/root/{masked.lstrip('/')}")
+            if inside.exists() and not inside.is_dir():
+                _external_mount(options, masked, "/dev/null")
+        for device in data["devices"]:
+            _external_mount(options, device)
+        for kind, (short, key) in EXTERNAL_NAMESPACES.items():
+            path = data["namespaces"].get(kind)
+            if path:
+                options.external.append(f"{short}[{os.stat(path).st_ino}]:{key}")
+
+    def prepare_images(self, container: Container, images: Images) -> None:
+        """Write runc's list of inherited descriptors, which its restore reads."""
+        text = json.dumps(container.data["external_descriptors"])
+        (images.directory / "descriptors.json").write_text(text)
+
+    def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
+        """Let runc restore; it returns when the tasks run."""
+        command = ["runc", "restore", "--detach", "--tcp-established", "--ext-unix-sk", "--file-locks"]
+        command += ["--manage-cgroups-mode", "soft", "--image-path", os.fspath(images.directory)]
+        command += [
+            "--work-path",
+            os.fspath(images.work),
+            "--bundle",
+            container.data["bundle"],
+            container.name,
+        ]
+        run([*self._beside(container), *command])
+        unlock()
+        return self._read(container.name).root_pid
+
+    def cold_start(self, container: Container) -> bool:
+        """Start the bundle afresh."""
+        run(
+            [
+                *self._beside(container),
+                "runc",
+                "run",
+                "--detach",
+                "--bundle",
+                container.data["bundle"],
+                container.name,
+            ]
+        )
+        return True
+
+    def clean_up(self, container: Container) -> None:
+        """Make runc forget what a failed restore left."""
+        run(["runc", "delete", "--force", container.name], check=False)
+
+    def _beside(self, container: Container) -> list[str]:
+        """Return a prefix that runs runc beside the container's cgroup.
+
+        A bundle without an absolute ``cgroupsPath`` gets its cgroup beside runc's own (libcontainer
+        cgroups/fs2/defaultpath.go); in a unit of systemd that would be inside the unit, and end with it.
+        """
+        if container.data["own_cgroups_path"].startswith("/"):
+            return []
+        beside = Path(cgroup.path(os.path.dirname(container.cgroup), "seamless-upgrade"))
+        self.host.path(os.fspath(beside)).mkdir(parents=True, exist_ok=True)
+        return ["sh", "-c", 'echo $$ > "$1" && shift && exec "$@"', "sh", os.fspath(beside / "cgroup.procs")]
+
+
+def _inside(destination: str, rootfs: str) -> str:
+    return destination.removeprefix(rootfs)
+
+
+def _external_mount(options: Any, key: str, value: str | None = None) -> None:
+    entry = options.ext_mnt.add()
+    entry.key = key
+    entry.val = value if value is not None else key

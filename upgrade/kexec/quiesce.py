@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""A host that is at rest before the freeze: little left to write back, no service that could lose data.
+
+The services are stopped in order by ``systemctl isolate`` of a target of our own, while the containers still run.
+"""
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from upgrade.host import Host
+from upgrade.process import run
+
+TARGET = "seamless-upgrade-quiesce.target"
+TARGET_FILE = f"/run/systemd/system/{TARGET}"
+
+# Kept if they are active: the network, the journal, devices and what systemctl itself needs. Mounts, swap, scopes
+# and slices are kept by systemd (systemd.unit(5), IgnoreOnIsolate=).
+KEPT = (
+    "NetworkManager.service",
+    "dbus-broker.service",
+    "dbus.service",
+    "dbus.socket",
+    "ifup@*.service",
+    "iwd.service",
+    "network-online.target",
+    "network-pre.target",
+    "network.target",
+    "networking.service",
+    "nftables.service",
+    "openvswitch-switch.service",
+    "systemd-logind.service",
+    "systemd-networkd.service",
+    "systemd-networkd.socket",
+    "systemd-resolved.service",
+    "wpa_supplicant.service",
+)
+
+_UNIT = """[Unit]
+Description=Only what a seamless kernel upgrade keeps running
+DefaultDependencies=no
+AllowIsolate=yes
+Requires=sysinit.target
+After=sysinit.target
+Wants={wants}
+"""
+
+
+def write_back(host: Host, limit_bytes: int, timeout_s: float) -> int:
+    """Write dirty pages back until few are left; return how many bytes are."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        os.sync()
+        left = dirty_bytes(host)
+        if left <= limit_bytes or time.monotonic() > deadline:
+            return left
+
+
+def dirty_bytes(host: Host) -> int:
+    """Return what is dirty or being written (``/proc/meminfo``)."""
+    lines = dict(line.split(":", 1) for line in host.read("/proc/meminfo").splitlines())
+    return sum(int(lines[name].split()[0]) * 1024 for name in ("Dirty", "Writeback"))
+
+
+def active_units() -> list[str]:
+    """Return the services, sockets, timers and paths that are active."""
+    command = ["systemctl", "list-units", "--plain", "--no-legend", "--full", "--state=active"]
+    done = run([*command, "--type=service,socket,timer,path,target"])
+    return [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+
+
+def unit_of(cgroup: str) -> str | None:
+    """Return the unit of systemd that a cgroup lies in; None if systemd does not know it."""
+    for part in reversed(cgroup.split("/")):
+        if part.endswith((".service", ".scope")):
+            return part
+    return None
+
+
+def write_target(host: Host, cgroups: Iterable[str]) -> None:
+    """Write the target that keeps the containers in ``cgroups``."""
+    keep = [*active_kept(), *(unit for unit in map(unit_of, cgroups) if unit)]
+    file = host.path(TARGET_FILE)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(_UNIT.format(wants=" ".join(keep)))
+    run(["systemctl", "daemon-reload"])
+
+
+def active_kept() -> list[str]:
+    """Return the units of :data:`KEPT` that are active."""
+    command = ["systemctl", "list-units", "--plain", "--no-legend", "--full", "--state=active", *KEPT]
+    return [line.split()[0] for line in run(command).stdout.splitlines() if line.strip()]
+
+
+def isolate() -> None:
+    """Stop every service that is not kept, in systemd's order."""
+    run(["systemctl", "isolate", TARGET], timeout=120)
+
+
+def resume(units: Iterable[str], host: Host) -> None:
+    """Start again what was active, and forget the target."""
+    run(["systemctl", "start", "--", *units], check=False)
+    Path(host.path(TARGET_FILE)).unlink(missing_ok=True)
+    run(["systemctl", "daemon-reload"])

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""System calls that Python's standard library lacks, and the kernel's constants for them.
+
+Scope: thin wrappers for x86-64 that raise OSError with the name of the call. No policy.
+"""
+
+import ctypes
+import fcntl
+import mmap
+import os
+from collections.abc import Callable
+from typing import Final
+
+# arch/x86/entry/syscalls/syscall_64.tbl
+SYS_REBOOT: Final = 169
+SYS_KEXEC_FILE_LOAD: Final = 320
+
+# include/uapi/linux/kexec.h
+KEXEC_FILE_UNLOAD: Final = 0x1
+KEXEC_FILE_NO_INITRAMFS: Final = 0x4
+
+# include/uapi/linux/reboot.h
+LINUX_REBOOT_MAGIC1: Final = 0xFEE1DEAD
+LINUX_REBOOT_MAGIC2: Final = 672274793
+LINUX_REBOOT_CMD_KEXEC: Final = 0x45584543
+
+# include/uapi/linux/fs.h: _IOWR('X', 119, int) and _IOWR('X', 120, int)
+FIFREEZE: Final = 0xC0045877
+FITHAW: Final = 0xC0045878
+
+# rdtsc; shl rdx, 32; or rax, rdx; ret -- preceded by lfence, so that it is not read too early
+# (Intel SDM volume 2, RDTSC).
+_RDTSC: Final = bytes.fromhex("0faee80f3148c1e2204809d0c3")
+
+
+def _syscall(name: str, number: int, *arguments: object) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    result = int(libc.syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"{name}: {os.strerror(errno)}")
+    return result
+
+
+def kexec_file_load(kernel_fd: int, initrd_fd: int | None, command_line: str) -> None:
+    """Load a kernel for the next kexec; the kernel itself checks image and signature."""
+    text = command_line.encode() + b"\0"
+    flags = KEXEC_FILE_NO_INITRAMFS if initrd_fd is None else 0
+    _syscall(
+        "kexec_file_load",
+        SYS_KEXEC_FILE_LOAD,
+        ctypes.c_int(kernel_fd),
+        ctypes.c_int(-1 if initrd_fd is None else initrd_fd),
+        ctypes.c_ulong(len(text)),
+        ctypes.c_char_p(text),
+        ctypes.c_ulong(flags),
+    )
+
+
+def kexec_unload() -> None:
+    """Forget the loaded kernel, however it was loaded; harmless if there is none."""
+    _syscall(
+        "kexec_file_load",
+        SYS_KEXEC_FILE_LOAD,
+        ctypes.c_int(-1),
+        ctypes.c_int(-1),
+        ctypes.c_ulong(0),
+        ctypes.c_char_p(None),
+        ctypes.c_ulong(KEXEC_FILE_UNLOAD),
+    )
+
+
+def reboot_kexec() -> None:
+    """Enter the loaded kernel now. Returns only by raising OSError."""
+    _syscall(
+        "reboot",
+        SYS_REBOOT,
+        ctypes.c_uint(LINUX_REBOOT_MAGIC1),
+        ctypes.c_uint(LINUX_REBOOT_MAGIC2),
+        ctypes.c_uint(LINUX_REBOOT_CMD_KEXEC),
+        ctypes.c_void_p(None),
+    )
+
+
+def freeze_filesystem(mount_point: str) -> None:
+    """Write a file system's dirty data back and refuse further writes until it is thawed."""
+    _filesystem_ioctl(mount_point, FIFREEZE)
+
+
+def thaw_filesystem(mount_point: str) -> None:
+    """Let a frozen file system be written to again."""
+    _filesystem_ioctl(mount_point, FITHAW)
+
+
+def _filesystem_ioctl(mount_point: str, request: int) -> None:
+    fd = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+    try:
+        fcntl.ioctl(fd, request, 0)
+    finally:
+        os.close(fd)
+
+
+def sync_filesystem(where: str) -> None:
+    """Write one file system back (syncfs(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if libc.syncfs(fd) != 0:
+            errno = ctypes.get_errno()
+            raise OSError(errno, f"syncfs: {os.strerror(errno)}")
+    finally:
+        os.close(fd)
+
+
+def tsc_reader() -> Callable[[], int]:
+    """Return a function that reads the processor's time stamp counter.
+
+    Python cannot execute an instruction, so a page of machine code is mapped; the counter is the one clock
+    that runs on across kexec.
+    """
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(_RDTSC)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    function = ctypes.CFUNCTYPE(ctypes.c_uint64)(address)
+
+    def read(_page: mmap.mmap = page) -> int:  # the default keeps the page mapped
+        return int(function())
+
+    return read

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: MIT
+"""Where things are. ``/run`` ends with the kernel, ``/var/lib`` stays, range M is what crosses over."""
+
+from pathlib import Path
+
+RUNTIME = Path("/run/seamless-upgrade")
+STATE = Path("/var/lib/seamless-upgrade")
+
+STORE = RUNTIME / "memory"
+REQUEST = RUNTIME / "request.json"
+UNDO = RUNTIME / "undo.jsonl"
+EVENTS = RUNTIME / "events.jsonl"
+OUTCOME = RUNTIME / "outcome.json"
+
+PLAN = STATE / "plan.json"
+REPORTS = STATE / "reports"
+HISTORY = STATE / "history.jsonl"
+
+RUN_UNIT = "seamless-upgrade.service"
+RESTORE_UNIT = "seamless-upgrade-restore.service"

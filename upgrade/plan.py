@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: MIT
+"""What an upgrade would do, found out without touching anything.
+
+Every refusal names subject, reason and remedy. ``check`` prints a plan, ``run`` carries it out.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memfs import ranges
+from memfs.ranges import Range
+from upgrade import cgroup
+from upgrade.config import Config
+from upgrade.criu import Criu, CriuVersion
+from upgrade.engines import Container, engine, engines
+from upgrade.errors import ExitStatus, Refusal, UpgradeError, UsageError
+from upgrade.host import Host
+from upgrade.kexec import cmdline, vdso_compare, vdso_find
+from upgrade.kexec.image import KernelImage
+from upgrade.kexec.load import is_loaded
+from upgrade.process import missing
+from upgrade.request import Request
+
+PROGRAMS = ("criu", "kexec", "nft", "ip", "mkfs.ext4", "mount", "umount", "systemctl", "modprobe")
+# Room on the range beside the pages: the other images, the file system's own, logs.
+METADATA_BYTES = 16 << 20
+METADATA_SHARE = 0.05
+# Taken by kernel threads before the first userspace runs
+LOWEST_PID = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An upgrade that the checks allow."""
+
+    request: Request
+    kernel: Path
+    initrd: Path
+    kernel_to: str
+    command_line: str  # without the session
+    store: Range
+    containers: tuple[Container, ...]
+    criu_version: CriuVersion
+    vdso: Mapping[str, Any]
+    memory_bytes: int
+    warnings: tuple[str, ...]
+
+
+def make(host: Host, request: Request, config: Config) -> Plan:
+    """Return the plan for a request.
+
+    :raises UpgradeError: with the exit status of the first thing that stands against it
+    """
+    privileged()
+    for program in PROGRAMS:
+        installed(program)
+    kernel = _file(request.kernel, "--kernel")
+    image = KernelImage.open(kernel)
+    initrd = find_initrd(kernel, image.release, request.initrd)
+    store = find_store(host, request.append)
+    with Criu() as criu:
+        version = criu.version()
+    containers = find_containers(host, request)
+    memory = _refuse_too_large(host, containers, store)
+    vdso, warnings = compare_vdso(host, image)
+    warnings += pid_warnings(host, containers)
+    if is_loaded(host):
+        warnings.append("a kernel was already loaded for kexec; it is replaced")
+    return Plan(
+        request=request,
+        kernel=kernel,
+        initrd=initrd,
+        kernel_to=image.release,
+        command_line=cmdline.build(host.command_line(), request.append, "check"),
+        store=store,
+        containers=tuple(containers),
+        criu_version=version,
+        vdso=vdso,
+        memory_bytes=memory,
+        warnings=tuple(warnings),
+    )
+
+
+def privileged() -> None:
+    """Refuse without root."""
+    if os.geteuid() != 0:
+        raise UpgradeError("needs root", hint="run it with sudo", status=ExitStatus.NOT_PRIVILEGED)
+
+
+def installed(program: str) -> None:
+    """Refuse if a program is not installed."""
+    import shutil
+
+    from upgrade.process import PATH
+
+    if shutil.which(program, path=PATH) is None:
+        raise missing(program)
+
+
+def _file(name: str, option: str) -> Path:
+    path = Path(name).absolute()
+    if not path.is_file():
+        raise UsageError("no such file", subject=name, hint=f"give {option} the path of a file that exists")
+    return path
+
+
+def find_initrd(kernel: Path, release: str, given: str | None) -> Path:
+    """Return the initrd: the one given, else the one that belongs to the kernel by its name."""
+    if given is not None:
+        return _file(given, "--initrd")
+    names = (f"initrd.img-{release}", f"initramfs-{release}.img", "initrd.img", "initrd")
+    for directory in (kernel.parent, Path("/boot"), Path("/usr/lib/modules") / release):
+        for name in names if directory == kernel.parent else (*names[:2], "initrd"):
+            if (directory / name).is_file():
+                return directory / name
+    raise Refusal(
+        f"there is no initrd for {release}",
+        subject=str(kernel),
+        hint=f"give one with --initrd, or make it: update-initramfs -c -k {release}",
+    )
+
+
+def find_store(host: Host, append: str) -> Range:
+    """Return range M: the first ``memmap=`` range, on both command lines and known to the kernel."""
+    found = ranges.parse_command_line(host.command_line())
+    if not found:
+        raise Refusal(
+            "no memory range that survives kexec is set aside (no memmap=SIZE!START on the command line)",
+            subject="running kernel",
+            hint="add for example memmap=1G!4G to GRUB_CMDLINE_LINUX in /etc/default/grub (1 GiB of RAM at 4 GiB, see "
+            "the e820 map in dmesg), run update-grub and reboot once",
+        )
+    if len(found) > ranges.KASLR_RANGES:
+        raise Refusal(
+            f"{len(found)} memmap= ranges: more than {ranges.KASLR_RANGES} switch physical KASLR off",
+            subject="running kernel",
+            hint="join ranges that lie side by side",
+        )
+    if ranges.parse_command_line(append):
+        raise UsageError(
+            "memmap= ranges cannot be changed by an upgrade",
+            subject="--append",
+            hint="leave memmap= out of it",
+        )
+    seen = ranges.parse_iomem(host.read("/proc/iomem"))
+    if found[0] not in seen:
+        raise Refusal(
+            "the kernel does not show it as persistent memory "
+            f"({', '.join(map(str, seen)) or 'it shows none'}): firmware holds something there, or there is no RAM",
+            subject=str(found[0]),
+            hint="choose a range that dmesg's e820 map calls usable, aligned to 128 MiB",
+        )
+    return found[0]
+
+
+def find_containers(host: Host, request: Request) -> list[Container]:
+    """Return what is to be preserved; each refusal names its container."""
+    found: list[Container] = []
+    for name in request.cgroups:
+        found.append(engine(host, "cgroup").find(name))
+    for name in request.containers:
+        found.append(engine(host, "runc").find(name))
+    if request.all:
+        found += [c for each in engines(host) for c in each.available()]
+    unique = list({(c.engine, c.name): c for c in found}.values())
+    if not unique:
+        raise UsageError(
+            "nothing to preserve",
+            hint="name containers with --container NAME or --cgroup PATH, or take --all; for a kernel upgrade without "
+            "containers systemctl kexec is enough",
+        )
+    names = [c.cgroup for c in unique]
+    for one in unique:
+        if any(other != one.cgroup and other.startswith(one.cgroup.rstrip("/") + "/") for other in names):
+            raise Refusal(
+                "holds another preserved container", subject=one.name, hint="name only one of the two"
+            )
+    return unique
+
+
+def _refuse_too_large(host: Host, containers: list[Container], store: Range) -> int:
+    memory = {c.name: _memory_bytes(host, c) for c in containers}
+    needed = int(sum(memory.values()) * (1 + METADATA_SHARE)) + METADATA_BYTES
+    if needed > store.size_bytes:
+        largest = max(memory, key=lambda name: memory[name])
+        raise Refusal(
+            f"has {store.size_bytes >> 20} MiB, the containers need {needed >> 20} MiB ({largest} alone "
+            f"{memory[largest] >> 20} MiB)",
+            subject=str(store),
+            hint="make the range larger (memmap= on the command line, one ordinary reboot), or preserve less",
+        )
+    return sum(memory.values())
+
+
+def _memory_bytes(host: Host, container: Container) -> int:
+    """Return what a container's dump may hold at most: its anonymous and shared memory."""
+    stat = dict(
+        line.split() for line in host.read_or(cgroup.path(container.cgroup, "memory.stat"), "").splitlines()
+    )
+    if stat:
+        return int(stat.get("anon", 0)) + int(stat.get("shmem", 0))
+    total = 0
+    for pid in cgroup.pids(host, container.cgroup):
+        for line in host.read_or(f"/proc/{pid}/status", "").splitlines():
+            if line.startswith(("RssAnon:", "RssShmem:")):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def compare_vdso(host: Host, image: KernelImage) -> tuple[Mapping[str, Any], list[str]]:
+    """Return the comparison of both vDSOs, and as warnings what breaks for whom."""
+    comparison = vdso_compare.compare(vdso_find.running(host), vdso_find.in_kernel(image.path))
+    return comparison.to_json(), []
+
+
+def pid_warnings(host: Host, containers: list[Container]) -> list[str]:
+    """Return warnings for host PIDs that the new kernel's own threads may take."""
+    found = []
+    for container in containers:
+        low = (
+            [p for p in cgroup.pids(host, container.cgroup) if p <= LOWEST_PID] if container.host_pids else []
+        )
+        if low:
+            found.append(f"{container.name}: PIDs {low} may be taken by threads of the new kernel")
+    return found

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: MIT
+"""A machine that is thrown away afterwards: boots a kernel in QEMU, runs commands, survives kexec."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from upgrade.errors import UpgradeError
+from upgrade.process import CommandFailed, environment, missing, run
+from upgrade.rehearse import accelerator, network, seed
+from upgrade.rehearse.agent import Agent, AgentSilent, CommandLost
+from upgrade.rehearse.cache import Cache, remove
+from upgrade.rehearse.console import Console
+from upgrade.rehearse.guest import SEED_DIRECTORY, SEED_LABEL
+from upgrade.rehearse.image import Image
+from upgrade.rehearse.kernels import Kernel
+from upgrade.rehearse.layout import Layout
+from upgrade.rehearse.network import Network
+from upgrade.rehearse.qemu import Devices, command_line
+from upgrade.rehearse.qmp import Monitor
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+BOOT_TIMEOUT_SECONDS = 180.0
+QUIT_SECONDS = 10.0
+PROBE_SECONDS = 2.0
+CONSOLES_KEPT = 20
+NUMBERS = itertools.count()
+
+T = TypeVar("T")
+
+
+class MachineFailed(UpgradeError):
+    """The guest panicked, QEMU ended, or the guest did not come up in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """What machine to boot. ``ports`` are those that clients outside need where there is no network for them.
+
+    ``repeatable`` makes time in the guest count instructions, with one processor.
+    """
+
+    image: Image
+    kernel: Kernel
+    memory_mib: int = 3072
+    store_mib: int = 1024
+    frames_mib: int = 0
+    cpus: int = 2
+    append: str = ""
+    ports: tuple[int, ...] = ()
+    seed: Mapping[str, Path] = field(default_factory=dict)
+    repeatable: bool = False
+    keep: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        """Where the guest's memory lies."""
+        return Layout(self.memory_mib, self.store_mib, self.frames_mib)
+
+
+@dataclass(slots=True)
+class Machine:
+    """A running machine; :meth:`boot` makes one."""
+
+    spec: MachineSpec
+    process: "subprocess.Popen[bytes]"
+    agent: Agent
+    log: Console
+    network: Network
+    monitor: Path
+    terminal: Path
+    accelerator: str
+    # Where this kernel's part of the console begins; what came before belongs to earlier kernels.
+    started_at: int = 0
+
+    @classmethod
+    @contextmanager
+    def boot(cls, spec: MachineSpec, cache: Cache | None = None) -> Iterator["Machine"]:
+        """Boot a machine and wait for its agent; it ends with the block, unless ``spec.keep``.
+
+        :raises MachineFailed: where it does not come up
+        """
+        cache = cache or Cache.default()
+        number = next(NUMBERS)
+        with ExitStack() as stack:
+            devices = prepare(stack, spec, cache, number)
+            connection = stack.enter_context(network.connect(number, spec.ports, keep=spec.keep))
+            accel = accelerator.choose(cache, spec.kernel)
+            machine = start(spec, devices, connection, accel)
+            stack.callback(machine.end)
+            machine.wait_for_agent(BOOT_TIMEOUT_SECONDS)
+            yield machine
+
+    @property
+    def address(self) -> str:
+        """Where clients outside reach the guest."""
+        return self.network.host
+
+    @property
+    def console(self) -> Path:
+        """The file with everything the guest wrote to its serial console."""
+        return self.log.path
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = 60.0,
+        check: bool = True,
+        input: str | None = None,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a program in the guest to its end.
+
+        :param timeout: seconds
+        :raises CommandFailed: where ``check`` is true and the exit status is not zero
+        :raises CommandLost: where the kernel was replaced meanwhile
+        :raises MachineFailed: where the guest or QEMU is no more
+        """
+        command = ["env", "-C", cwd, *argv] if cwd else list(argv)
+        data = input.encode() if input is not None else None
+        done = self._guarded(lambda: self.agent.run(command, timeout=timeout, input=data, env=env))
+        out, err = (part.decode(errors="replace") for part in (done.stdout, done.stderr))
+        if check and done.returncode != 0:
+            raise CommandFailed(list(argv), done.returncode, err or out)
+        return subprocess.CompletedProcess(list(argv), done.returncode, out, err)
+
+    def shell(
+        self, script: str, *, timeout: float = 60.0, check: bool = True
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a script with ``sh -e``."""
+        return self.run(["sh", "-ec", script], timeout=timeout, check=check)
+
+    def put(self, path: str, content: bytes, mode: int = 0o644) -> None:
+        """Write a file in the guest, with the directories it needs."""
+        self.run(["install", "-D", "-m", f"{mode:o}", "/dev/null", path])
+        self._guarded(lambda: self.agent.append(path, content))
+
+    def get(self, path: str) -> bytes:
+        """Return a file of the guest."""
+        return self._guarded(lambda: self.agent.read(path))
+
+    def copy_in(self, source: Path, target: str) -> None:
+        """Copy a directory into the guest. For many megabytes a seed is faster."""
+        archive = "/tmp/.copied-in.tar"
+        with tempfile.TemporaryDirectory() as work:
+            packed = Path(work, "packed.tar")
+            run(["tar", "-C", source, "--owner=0", "--group=0", "-cf", packed, "."])
+            self.put(archive, packed.read_bytes())
+        self.shell(f'mkdir -p "{target}"; tar -C "{target}" -xf {archive}; rm {archive}')
+
+    def mount_seed(self) -> str:
+        """Mount the seed and return where; after a kexec it has to be done again."""
+        self.shell(
+            f"mkdir -p {SEED_DIRECTORY}; mountpoint -q {SEED_DIRECTORY} ||"
+            f" mount -o ro -L {SEED_LABEL} {SEED_DIRECTORY}"
+        )
+        return SEED_DIRECTORY
+
+    def boot_id(self) -> str:
+        """Return what tells this boot of the guest from others; a kexec changes it."""
+        return self.get(BOOT_ID).decode().strip()
+
+    def wait_for_agent(self, timeout: float) -> None:
+        """Wait until the guest's agent answers.
+
+        :raises MachineFailed: after ``timeout`` seconds, or as soon as it is clear that it never will
+        """
+        self.wait_until(lambda: True, timeout, "the guest did not come up")
+
+    def wait_for_new_kernel(self, old_boot_id: str, timeout: float) -> str:
+        """Wait until another kernel runs and its agent answers; return the new boot id.
+
+        :raises MachineFailed: after ``timeout`` seconds, or as soon as it is clear that it never will
+        """
+        self.wait_until(lambda: self.boot_id() != old_boot_id, timeout, "no new kernel came up")
+        self.started_at = self.log.size
+        return self.boot_id()
+
+    def wait_until(self, ready: Callable[[], bool], timeout: float, problem: str) -> None:
+        """Wait until the agent answers and ``ready`` says yes; while there is no kernel it is asked later.
+
+        :param timeout: seconds
+        :param problem: what to say where it takes longer
+        :raises MachineFailed: where it takes longer, or as soon as it is clear that it never will be
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            self.check()
+            with suppress(AgentSilent, CommandLost):
+                self.agent.sync(PROBE_SECONDS)
+                if ready():
+                    return
+            time.sleep(0.1)
+        raise self._failure(f"{problem} within {timeout:g} s")
+
+    def reset(self, timeout: float = BOOT_TIMEOUT_SECONDS) -> None:
+        """Press the reset button: the first kernel boots again, memory keeps what it holds."""
+        self.started_at = self.log.size
+        self.agent.close()
+        with Monitor.connect(self.monitor) as monitor:
+            # -no-reboot turns every reset into an end of QEMU; it is to stay in force for all others.
+            monitor.command("set-action", {"reboot": "reset"})
+            monitor.command("system_reset")
+            monitor.event("RESET")
+            monitor.command("set-action", {"reboot": "shutdown"})
+        self.wait_for_agent(timeout)
+
+    def check(self) -> None:
+        """Make sure that the machine is alive.
+
+        :raises MachineFailed: where QEMU ended or the guest panicked
+        """
+        if self.process.poll() is not None:
+            raise self._failure(f"QEMU ended with status {self.process.returncode}")
+        if panic := self.log.panic(self.started_at):
+            raise self._failure(f"the guest panicked: {panic}")
+
+    def end(self) -> None:
+        """Switch the machine off, unless it is to be kept."""
+        self.agent.close()
+        if self.spec.keep and self.process.poll() is None:
+            return
+        with suppress(UpgradeError), Monitor.connect(self.monitor) as monitor:
+            monitor.command("quit")
+        try:
+            self.process.wait(QUIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _guarded(self, action: Callable[[], T]) -> T:
+        """Do something with the agent; where it is silent because the machine is dead, say so."""
+        try:
+            return action()
+        except AgentSilent:
+            self.check()
+            raise
+
+    def _failure(self, message: str) -> MachineFailed:
+        end = self.log.last_lines()
+        return MachineFailed(f"{message}; the console ends with:\n{end}", hint=f"see {self.console}")
+
+
+def prepare(stack: ExitStack, spec: MachineSpec, cache: Cache, number: int) -> Devices:
+    """Make the files a machine needs; all but the console go away with ``stack``."""
+    directory = cache.directory("machines") / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{number}"
+    directory.mkdir()
+    forget_old(directory.parent)
+    # The path of a socket may have 107 bytes, and the cache may lie deep.
+    sockets = Path(tempfile.mkdtemp(prefix="seamless-upgrade-"))
+    devices = Devices(directory, sockets, with_seed=bool(spec.seed))
+    if not spec.keep:
+        for path in (sockets, devices.disk, devices.seed):
+            stack.callback(remove, path)
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", spec.image.disk, devices.disk])
+    if spec.seed:
+        seed.build(spec.seed, devices.seed)
+    return devices
+
+
+def start(spec: MachineSpec, devices: Devices, connection: Network, accel: str) -> Machine:
+    """Start QEMU. It ends when this process does, however that happens, unless the machine is to be kept."""
+    bound = [] if spec.keep else ["setpriv", "--pdeathsig", "TERM"]
+    command = [*connection.prefix, *bound, *command_line(spec, devices, connection, accel)]
+    with devices.messages.open("wb") as messages:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=messages,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                start_new_session=True,
+            )
+        except FileNotFoundError as e:
+            raise missing(command[0]) from e
+    return Machine(
+        spec=spec,
+        process=process,
+        agent=Agent(devices.agent),
+        log=Console(devices.console),
+        network=connection,
+        monitor=devices.monitor,
+        terminal=devices.terminal,
+        accelerator=accel,
+    )
+
+
+def forget_old(machines: Path) -> None:
+    """Remove the directories of machines long gone."""
+    for old in sorted(machines.iterdir())[:-CONSOLES_KEPT]:
+        if not Path("/proc", old.name.split("-")[2]).exists():
+            shutil.rmtree(old, ignore_errors=True)

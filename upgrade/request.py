@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+"""What the user asked for: the options of ``run`` and ``check``."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One upgrade, as the command line said it."""
+
+    kernel: str
+    initrd: str | None = None
+    append: str = ""
+    containers: tuple[str, ...] = ()
+    cgroups: tuple[str, ...] = ()
+    all: bool = False
+    quiesce: bool = True
+
+    def save(self, file: Path) -> None:
+        """Hand the request over to the unit that carries it out."""
+        file.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """Take a request over."""
+        data = json.loads(file.read_text())
+        return cls(**{**data, "containers": tuple(data["containers"]), "cgroups": tuple(data["cgroups"])})

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: MIT
+"""Writing the report: what the old kernel recorded and the new one saw, put together.
+
+Only called when the containers run again: nothing here is downtime.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from upgrade import paths
+from upgrade.clock import Clock, wall_ns
+from upgrade.errors import ExitStatus
+from upgrade.host import Host
+from upgrade.kexec.initrd import FIRST_USERSPACE
+from upgrade.report import history, store
+from upgrade.report.history import Event, Record
+from upgrade.report.model import ContainerOutcome, ContainerReport, Outcome, Phase, Report
+from upgrade.restore import bootlog
+from upgrade.restore.arrival import Arrival
+from upgrade.restore.restorer import Restored
+from upgrade.session import Session
+
+log = logging.getLogger(__name__)
+
+
+def write(
+    host: Host,
+    clock: Clock,
+    arrived: Arrival,
+    restored: Sequence[Restored],
+    moments: Mapping[str, int],
+    problems: Sequence[str],
+) -> ExitStatus:
+    """Write report and history; return what the restore's exit status is."""
+    session, rate = arrived.session, arrived.rate
+    stamps = {**session.stamps, "jumped": arrived.jumped_at, **_boot(host, clock, arrived), **moments}
+    downtime = max(r.running_at for r in restored) - stamps["freeze"]
+    report = Report(
+        **_common(host, session, restored),
+        downtime_seconds=rate.ns(downtime) / 1e9,
+        downtime_error_seconds=(rate.error_ns(downtime) + sum(tie.error_ns for tie in session.ties)) / 1e9,
+        phases=_phases(stamps, rate.hertz),
+        containers=tuple(_container(r, arrived) for r in restored),
+        warnings=(*session.warnings, *problems),
+    )
+    _record_jump(session, wall_ns(session.ties[-1], arrived.jumped_at, rate))
+    return _save(host, report, session)
+
+
+def _boot(host: Host, clock: Clock, arrived: Arrival) -> dict[str, int]:
+    """Return when this kernel started and when its first userspace ran."""
+    found = bootlog.tsc_of((FIRST_USERSPACE,), clock, arrived.rate, host)
+    start = found[bootlog.KERNEL_START]
+    return {"kernel": start, "userspace": found.get(FIRST_USERSPACE, start)}
+
+
+def _phases(stamps: Mapping[str, int], hertz: float) -> tuple[Phase, ...]:
+    """Return the phases of the downtime; together they are all of it."""
+    edges = (
+        ("freeze", "freeze", "frozen"),
+        ("dump", "frozen", "dumped"),
+        ("capture", "dumped", "captured"),
+        ("quiesce", "captured", "quiesced"),
+        ("jump", "quiesced", "kernel"),
+        ("kernel boot to first userspace", "kernel", "userspace"),
+        ("userspace to restore", "userspace", "restore begun"),
+        ("restore", "restore begun", "restored"),
+        ("unlock", "restored", "unlocked"),
+    )
+    return tuple(Phase(name, (stamps[end] - stamps[begin]) / hertz) for name, begin, end in edges)
+
+
+def _container(restored: Restored, arrived: Arrival) -> ContainerReport:
+    dumped = restored.dumped
+    downtime = restored.running_at - dumped.frozen_at
+    back = restored.outcome != ContainerOutcome.LOST and dumped.frozen_at
+    return ContainerReport(
+        name=dumped.container.name,
+        engine=dumped.container.engine,
+        outcome=ContainerOutcome(restored.outcome),
+        reason=restored.reason,
+        downtime_seconds=arrived.rate.ns(downtime) / 1e9 if back else None,
+        pages_total=dumped.pages_total,
+        pages_copied=dumped.pages_copied,
+        bytes_copied=dumped.bytes_copied,
+        tasks=dumped.tasks,
+        threads=dumped.threads,
+        threads_in_vdso=dumped.threads_in_vdso,
+        vdso_action=dumped.vdso_action,
+        dump=dict(dumped.stats),
+        restore=_restore_stats(paths.STORE / dumped.directory / "restore"),
+    )
+
+
+def _restore_stats(work: Path) -> dict[str, int]:
+    """Return what CRIU counted, under its own names; nothing if it wrote nothing."""
+    from pycriu import images
+
+    try:
+        with (work / "stats-restore").open("rb") as f:
+            return dict(images.load(f)["entries"][0]["restore"])
+    except (OSError, KeyError, IndexError):
+        return {}
+
+
+def _common(host: Host, session: Session, restored: Sequence[Restored]) -> dict[str, Any]:
+    lost = [r for r in restored if r.outcome != ContainerOutcome.RESTORED]
+    return {
+        "id": session.id,
+        "outcome": Outcome.DEGRADED if lost else Outcome.UPGRADED,
+        "reason": "; ".join(f"{r.dumped.container.name}: {r.reason}" for r in lost) or None,
+        "host": session.host,
+        "kernel_from": session.kernel_from,
+        "kernel_to": host.release(),
+        "command_line_from": session.command_line_from,
+        "command_line_to": host.command_line(),
+        "taint_before": session.taint_before,
+        "taint_after": int(host.read("/proc/sys/kernel/tainted")),
+        "livepatches_before": session.livepatches_before,
+        "livepatches_after": tuple(host.list("/sys/kernel/livepatch")),
+        "criu_version": session.criu_version,
+        "started_at": session.started_at,
+        "finished_at": _now(),
+        "pages_total": sum(r.dumped.pages_total for r in restored),
+        "pages_copied": sum(r.dumped.pages_copied for r in restored),
+        "bytes_copied": sum(r.dumped.bytes_copied for r in restored),
+        "vdso": session.vdso,
+    }
+
+
+def write_without_store(
+    host: Host, identity: str, plan: Session | None, results: Sequence[Restored], reason: str
+) -> ExitStatus:
+    """Write the report of an upgrade whose memory did not come across."""
+    if plan is None:
+        _record(host, identity)
+        log.error("%s: and its plan is gone, too: no container could be started", identity)
+        return ExitStatus.DEGRADED
+    report = Report(
+        **{**_common(host, plan, results), "outcome": Outcome.DEGRADED, "reason": reason},
+        downtime_seconds=0.0,
+        downtime_error_seconds=0.0,
+        containers=tuple(
+            ContainerReport(
+                name=r.dumped.container.name,
+                engine=r.dumped.container.engine,
+                outcome=ContainerOutcome(r.outcome),
+                reason=r.reason,
+            )
+            for r in results
+        ),
+        warnings=("the downtime is not known: its stamps were lost with the memory",),
+    )
+    return _save(host, report, plan)
+
+
+def _save(host: Host, report: Report, session: Session) -> ExitStatus:
+    store.save(paths.REPORTS, report)
+    _record(host, session.id)
+    log.info("%s: %s", report.id, report.outcome)
+    return ExitStatus.DONE if report.outcome is Outcome.UPGRADED else ExitStatus.DEGRADED
+
+
+def _record_jump(session: Session, at_ns: int) -> None:
+    """Record the old kernel's end; it could not do so itself without writing to a frozen disk."""
+    record = Record(
+        event=Event.JUMP,
+        at=datetime.fromtimestamp(at_ns // 10**9, UTC).isoformat(timespec="seconds"),
+        boot_id=session.boot_id,
+        release=session.kernel_from,
+        session=session.id,
+        livepatches=session.livepatches_before,
+    )
+    history.append(paths.HISTORY, record)
+
+
+def _record(host: Host, identity: str) -> None:
+    history.record_start(
+        paths.HISTORY,
+        Record(
+            event=Event.UPGRADE,
+            at=_now(),
+            boot_id=host.read("/proc/sys/kernel/random/boot_id"),
+            release=host.release(),
+            session=identity,
+            livepatches=tuple(host.list("/sys/kernel/livepatch")),
+        ),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

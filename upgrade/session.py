@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""The record of one upgrade: what the old kernel tells the new one.
+
+It lies on range M with a checksum of its own. A copy of its beginning, the *plan*, lies below
+``/var/lib/seamless-upgrade``, so that the containers can be started from cold even if M was lost.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from memfs import checksums
+from memfs.checksums import Sum
+from upgrade.clock import Tie
+from upgrade.engines.base import Container
+from upgrade.netconf import Link
+
+FORMAT = 1
+FILE = "session.json"
+JUMP_FILE = "jump"
+
+
+class SessionDamaged(Exception):
+    """The record cannot be believed; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """A container in its images."""
+
+    container: Container
+    directory: str  # below the store
+    tasks: int = 0
+    threads: int = 0
+    threads_in_vdso: int = 0
+    vdso_action: str = ""
+    pages_total: int = 0
+    pages_copied: int = 0
+    bytes_copied: int = 0
+    frozen_at: int = 0  # TSC
+    stats: Mapping[str, int] = field(default_factory=dict)
+    peers: tuple[Mapping[str, Any], ...] = ()
+    checksums: Mapping[str, Sum] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Everything known of an upgrade before the jump. Times are TSC values unless their names say otherwise."""
+
+    id: str
+    host: str
+    kernel_from: str
+    kernel_to: str
+    command_line_from: str
+    command_line_to: str
+    boot_id: str
+    criu_version: str
+    started_at: str
+    taint_before: int
+    livepatches_before: tuple[str, ...]
+    store_start_bytes: int
+    store_size_bytes: int
+    last_pid: int
+    lock: str = ""
+    links: tuple[Link, ...] = ()
+    containers: tuple[Dumped, ...] = ()
+    stamps: Mapping[str, int] = field(default_factory=dict)
+    ties: tuple[Tie, ...] = ()
+    vdso: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    format: int = FORMAT
+
+    def with_stamp(self, name: str, tsc: int) -> Self:
+        """Return the session with one more moment on record."""
+        return replace(self, stamps={**self.stamps, name: tsc})
+
+    def save(self, file: Path) -> None:
+        """Write the record so that it is whole or not there at all."""
+        text = json.dumps(asdict(self))
+        temporary = file.with_name(f".{file.name}.new")
+        with temporary.open("w") as f:
+            f.write(f"{checksums.of_bytes(text.encode())}\n{text}\n")
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.rename(file)
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """Read a record.
+
+        :raises SessionDamaged: if it is missing, damaged or of another format
+        """
+        try:
+            digest, _, text = file.read_text().partition("\n")
+        except (OSError, UnicodeDecodeError) as e:
+            raise SessionDamaged(f"cannot read the session record: {e}") from e
+        if checksums.of_bytes(text.rstrip("\n").encode()) != digest:
+            raise SessionDamaged("the session record is damaged (its checksum differs)")
+        data = json.loads(text)
+        if data.get("format") != FORMAT:
+            raise SessionDamaged(f"the session record has format {data.get('format')}, not {FORMAT}")
+        return cls(**_rebuild(data))
+
+
+def _rebuild(data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **data,
+        "livepatches_before": tuple(data["livepatches_before"]),
+        "links": tuple(
+            Link(**{**link, "addresses": tuple(link["addresses"]), "routes": tuple(link["routes"])})
+            for link in data["links"]
+        ),
+        "containers": tuple(_dumped(entry) for entry in data["containers"]),
+        "ties": tuple(Tie(**tie) for tie in data["ties"]),
+        "warnings": tuple(data["warnings"]),
+    }
+
+
+def _dumped(entry: dict[str, Any]) -> Dumped:
+    return Dumped(
+        **{
+            **entry,
+            "container": Container(**entry["container"]),
+            "peers": tuple(entry["peers"]),
+            "checksums": {name: Sum(**value) for name, value in entry["checksums"].items()},
+        }
+    )

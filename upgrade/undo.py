@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""What has to be undone, kept where a killed run cannot take it along.
+
+Every step that changes the host first writes its undo here. An error unwinds the stack in the run itself; if the run
+was killed, its unit's ``ExecStopPost=`` unwinds what the file still holds. Both call the same functions.
+"""
+
+import json
+import logging
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from memfs import pmem, ranges, store
+from upgrade import cgroup, linux, netlock
+from upgrade.host import Host
+from upgrade.kexec import filesystems, quiesce
+
+log = logging.getLogger(__name__)
+
+
+def _unload(_host: Host) -> None:
+    linux.kexec_unload()
+
+
+def _release(_host: Host, *, where: str, start_bytes: int, size_bytes: int) -> None:
+    store.unmount(Path(where))
+    device = pmem.find(ranges.Range(start_bytes, size_bytes))
+    if device is not None:
+        store.wipe(device)
+
+
+def _thaw(host: Host, *, cgroups: list[str]) -> None:
+    for name in cgroups:
+        cgroup.thaw(host, name)
+
+
+def _thaw_filesystem(_host: Host, *, where: str) -> None:
+    filesystems.thaw(where)
+
+
+def _unlock(_host: Host) -> None:
+    netlock.remove()
+
+
+def _resume(host: Host, *, units: list[str]) -> None:
+    quiesce.resume(units, host)
+
+
+def _remove_file(host: Host, *, path: str) -> None:
+    host.path(path).unlink(missing_ok=True)
+
+
+ACTIONS: Mapping[str, Callable[..., None]] = {
+    "unload": _unload,
+    "release": _release,
+    "thaw": _thaw,
+    "thaw_filesystem": _thaw_filesystem,
+    "unlock": _unlock,
+    "resume": _resume,
+    "remove_file": _remove_file,
+}
+
+
+def uninterrupted() -> None:
+    """Keep the signals that abort a run from aborting its undo; the process ends afterwards."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+class Undo:
+    """A stack of undo actions in a file of JSON lines."""
+
+    def __init__(self, host: Host, file: Path) -> None:
+        self.host = host
+        self.file = file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        uninterrupted()
+        for problem in self.unwind():
+            log.error("%s", problem)
+
+    def push(self, action: str, **arguments: Any) -> None:
+        """Remember how to undo the step that comes next."""
+        if action not in ACTIONS:
+            raise KeyError(action)
+        with self.file.open("a") as f:
+            f.write(json.dumps({"action": action, "arguments": arguments}) + "\n")
+
+    def forget(self, action: str) -> None:
+        """Take the newest ``action`` back: its step did not happen."""
+        entries = self._entries()
+        newest = max(number for number, entry in enumerate(entries) if entry["action"] == action)
+        self._write(entries[:newest] + entries[newest + 1 :])
+
+    def unwind(self) -> list[str]:
+        """Undo everything, the last step first; return what could not be undone, a line each."""
+        problems = []
+        while entries := self._entries():
+            entry = entries.pop()
+            try:
+                ACTIONS[entry["action"]](self.host, **entry["arguments"])
+            except Exception as e:  # the other steps must be undone all the same
+                problems.append(f"could not undo {entry['action']}: {e}")
+            self._write(entries)
+        return problems
+
+    def _entries(self) -> list[dict[str, Any]]:
+        try:
+            lines = self.file.read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines]
+
+    def _write(self, entries: list[dict[str, Any]]) -> None:
+        self.file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
