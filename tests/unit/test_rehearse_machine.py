@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How machines are put together, and what is said when one fails; nothing here boots."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -28,7 +29,7 @@ USER_NETWORK = Network("127.0.0.1", "user")
 
 
 def option(command: list[str], name: str) -> list[str]:
-    return [value for flag, value in zip(command, command[1:], strict=False) if flag == name]
+    return [value for flag, value in itertools.pairwise(command) if flag == name]
 
 
 def test_command_line() -> None:

@@ -158,7 +158,7 @@ def matches(spec: str, image: Published) -> bool:
     release = image.package.removeprefix(PREFIX)
     if release == spec:
         return True
-    if not image.package.endswith(FLAVOUR) or not release.startswith(spec) or not spec[0].isdigit():
+    if not image.package.endswith(FLAVOUR) or not spec[:1].isdigit() or not release.startswith(spec):
         return False
     return not (spec[-1].isdigit() and release[len(spec)].isdigit())
 

@@ -76,7 +76,7 @@ class Rehearsal:
 
     def prepare(self) -> None:
         """Install the product and start the workloads."""
-        self.machine.run(["systemctl", "is-system-running", "--wait"], timeout=SETTLE_SECONDS, check=False)
+        settle(self.machine)
         install(self.machine)
         for each in self.workloads:
             self.say(f"starting {each.name}")
@@ -210,6 +210,12 @@ def machine_spec(
         seed={**seed.code(), **{f"/workloads/{each.name}": each.directory for each in workloads}},
         keep=options.keep,
     )
+
+
+def settle(machine: Machine) -> None:
+    """Wait until the guest has nothing left to do; devices are still being set up when its units are done."""
+    wait = "systemctl is-system-running --wait || true; udevadm settle"
+    machine.shell(wait, timeout=SETTLE_SECONDS)
 
 
 def install(machine: Machine) -> None:
