@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from upgrade.errors import UsageError
-from upgrade.rehearse import accelerator, network, rehearsal, userland
+from upgrade.rehearse import accelerator, network, outcome, rehearsal, userland
 from upgrade.rehearse.agent import Agent
 from upgrade.rehearse.cache import Cache
 from upgrade.rehearse.console import Console
@@ -66,7 +66,7 @@ def test_repeatable_machines_count_instructions() -> None:
 
 def test_network_without_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with network.connect(0, (80, 6379)) as connection:
+    with network.connect((80, 6379)) as connection:
         assert connection.host == "127.0.0.1"
         assert connection.prefix == []
         outside = connection.outside_port(80)
@@ -195,12 +195,59 @@ def test_machine_grows_with_its_workloads() -> None:
 
 def test_refusal_is_told_in_the_words_of_the_product() -> None:
     answer = json.dumps({"error": {"subject": "web", "message": "has a GPU", "hint": "stop it"}})
-    error = rehearsal.refusal(3, answer, "")
+    error = outcome.refusal(3, answer, "")
     assert "status 3: web: has a GPU" in str(error)
     assert error.hint == "stop it"
-    assert "Traceback" in str(rehearsal.refusal(1, "", "Traceback (most recent call last)"))
+    assert outcome.refusal(1, "[]", "").status == 1
+    assert "Traceback" in str(outcome.refusal(1, "", "Traceback (most recent call last)"))
 
 
 def test_no_rounds() -> None:
     with pytest.raises(UsageError):
         Options("trixie", "sid", (), rounds=0)
+
+
+GOOD: dict[str, int | str] = {"exit_status": 0, "output": "ok"}
+BAD: dict[str, int | str] = {"exit_status": 1, "output": "lost"}
+
+
+def outcome_of(
+    verified: dict[str, dict[str, int | str]] | None,
+    probed: dict[str, dict[str, int | str]],
+    status: dict[str, int | str] = GOOD,
+) -> outcome.Outcome:
+    done: outcome.Result = {"report": {"id": "x"}, "status": status}
+    if verified is not None:
+        done["verify"] = verified
+    workloads = [Workload(Path("/w"), name) for name in (verified or {"a": GOOD})]
+    return outcome.Outcome((KERNEL, KERNEL), workloads, [done], probed, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (outcome_of({"a": GOOD}, {}), True),
+        (outcome_of({"a": GOOD}, {"a": GOOD}), True),
+        (outcome_of({"a": GOOD, "b": BAD}, {}), False),
+        (outcome_of({"a": GOOD}, {"a": BAD}), False),
+        (outcome_of({"a": GOOD}, {}, status=BAD), False),
+        (outcome_of(None, {}), False),
+    ],
+)
+def test_a_rehearsal_passes_only_if_all_is_well(found: outcome.Outcome, expected: bool) -> None:
+    assert found.passed is expected
+
+
+def test_result_for_one_and_for_several_workloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcome, "versions", lambda machine: {})
+    dead = machine(tmp_path, ["true"])
+    dead.process.wait()
+    one = outcome_of({"a": GOOD}, {}).to_json(dead)
+    assert one["verify"] == GOOD
+    assert one["probe"] is None
+    assert one["workloads"] == {"a": {"verify": GOOD, "probe": None}}
+    two = outcome_of({"a": GOOD, "b": BAD}, {"a": GOOD}).to_json(dead)
+    assert two["verify"] == {"a": GOOD, "b": BAD}
+    assert two["probe"] == {"a": GOOD}
+    assert two["outcome"] == "failed"
+    json.dumps(two)

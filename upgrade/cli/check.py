@@ -72,7 +72,8 @@ def render(found: Plan, host: Host) -> str:
         "Containers",
         *(f"  {c.name}  ({c.engine}, PID {c.root_pid}, cgroup {c.cgroup})" for c in found.containers),
         "",
-        render_vdso(found.vdso),
+        "vDSO",
+        *(f"  {line}" for line in render_vdso(found.vdso)),
         *(f"warning: {warning}" for warning in found.warnings),
     ]
     return "\n".join(lines)

@@ -18,6 +18,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential
+
 from upgrade.errors import UpgradeError
 from upgrade.process import PATH
 
@@ -108,7 +110,7 @@ class Agent:
         :raises CommandLost: where the guest got a new kernel meanwhile
         """
         pid = self.start(argv, input=input, env=env)
-        status = self._wait(pid, argv, time.monotonic() + timeout)
+        status = self._wait(pid, argv, timeout)
         code = status["exitcode"] if "exitcode" in status else -status.get("signal", 1)
         output = (base64.b64decode(status.get(key, "")) for key in ("out-data", "err-data"))
         return CompletedProcess(list(argv), code, *output)
@@ -150,20 +152,19 @@ class Agent:
         finally:
             self.call("guest-file-close", {"handle": handle})
 
-    def _wait(self, pid: int, argv: Sequence[str], deadline: float) -> dict[str, Any]:
+    def _wait(self, pid: int, argv: Sequence[str], timeout: float) -> Any:
         """Return the status of a program that has ended. The agent cannot wait: ask again and again."""
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                status: dict[str, Any] = self.call("guest-exec-status", {"pid": pid})
-            except AgentError as e:
-                raise CommandLost(f"its kernel went away: {shlex.join(argv)}", subject="guest") from e
-            if status["exited"]:
-                return status
-            if time.monotonic() > deadline:
-                raise UpgradeError(f"did not end in time: {shlex.join(argv)}", subject="guest")
-            time.sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+        attempts = Retrying(
+            stop=stop_after_delay(timeout),
+            wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS, exp_base=1.5, max=LONGEST_PAUSE_SECONDS),
+            retry=retry_if_result(lambda status: not status["exited"]),
+        )
+        try:
+            return attempts(self.call, "guest-exec-status", {"pid": pid})
+        except AgentError as e:
+            raise CommandLost(f"its kernel went away: {shlex.join(argv)}", subject="guest") from e
+        except RetryError as e:
+            raise UpgradeError(f"did not end in time: {shlex.join(argv)}", subject="guest") from e
 
     def _open(self, deadline: float) -> None:
         self.close()

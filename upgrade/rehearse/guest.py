@@ -9,6 +9,7 @@ HOSTNAME = "rehearsal"
 ROOT_LABEL = "root"
 SEED_LABEL = "seed"
 SEED_DIRECTORY = "/run/seed"
+PROGRAM = "/usr/local/sbin/seamless-upgrade"  # where `scripts/install` puts it
 
 # A first boot would run presets and settle the machine's identity: that is done when the image is made.
 MACHINE_ID = "5ea3135500000000000000000000c0de"

@@ -1,69 +1,47 @@
 # SPDX-License-Identifier: MIT
 """A machine that is thrown away afterwards: boots a kernel in QEMU, runs commands, survives kexec."""
 
-import itertools
-import os
-import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tenacity import (
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    wait_fixed,
+)
+
 from upgrade.errors import UpgradeError
-from upgrade.process import CommandFailed, environment, missing, run
-from upgrade.rehearse import accelerator, network, seed
+from upgrade.process import CommandFailed, run
 from upgrade.rehearse.agent import Agent, AgentSilent, CommandLost
-from upgrade.rehearse.cache import Cache, remove
+from upgrade.rehearse.cache import Cache
 from upgrade.rehearse.console import Console
 from upgrade.rehearse.guest import SEED_DIRECTORY, SEED_LABEL
-from upgrade.rehearse.image import Image
-from upgrade.rehearse.kernels import Kernel
-from upgrade.rehearse.layout import Layout
+from upgrade.rehearse.launch import launched
 from upgrade.rehearse.network import Network
-from upgrade.rehearse.qemu import Devices, command_line
 from upgrade.rehearse.qmp import Monitor
+from upgrade.rehearse.spec import MachineSpec
+
+__all__ = ["Machine", "MachineFailed", "MachineSpec"]
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 BOOT_TIMEOUT_SECONDS = 180.0
 QUIT_SECONDS = 10.0
 PROBE_SECONDS = 2.0
-CONSOLES_KEPT = 20
-NUMBERS = itertools.count()
+PAUSE_SECONDS = 0.1
 
 T = TypeVar("T")
 
 
 class MachineFailed(UpgradeError):
     """The guest panicked, QEMU ended, or the guest did not come up in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class MachineSpec:
-    """What machine to boot. ``ports`` are those that clients outside need where there is no network for them.
-
-    ``repeatable`` makes time in the guest count instructions, with one processor.
-    """
-
-    image: Image
-    kernel: Kernel
-    memory_mib: int = 3072
-    store_mib: int = 1024
-    frames_mib: int = 0
-    cpus: int = 2
-    append: str = ""
-    ports: tuple[int, ...] = ()
-    seed: Mapping[str, Path] = field(default_factory=dict)
-    repeatable: bool = False
-    keep: bool = False
-
-    @property
-    def layout(self) -> Layout:
-        """Where the guest's memory lies."""
-        return Layout(self.memory_mib, self.store_mib, self.frames_mib)
 
 
 @dataclass(slots=True)
@@ -88,16 +66,26 @@ class Machine:
 
         :raises MachineFailed: where it does not come up
         """
-        cache = cache or Cache.default()
-        number = next(NUMBERS)
-        with ExitStack() as stack:
-            devices = prepare(stack, spec, cache, number)
-            connection = stack.enter_context(network.connect(number, spec.ports, keep=spec.keep))
-            accel = accelerator.choose(cache, spec.kernel)
-            machine = start(spec, devices, connection, accel)
-            stack.callback(machine.end)
-            machine.wait_for_agent(BOOT_TIMEOUT_SECONDS)
-            yield machine
+        with launched(spec, cache or Cache.default()) as found:
+            machine = cls(
+                spec=spec,
+                process=found.process,
+                agent=Agent(found.devices.agent),
+                log=Console(found.devices.console),
+                network=found.network,
+                monitor=found.devices.monitor,
+                terminal=found.devices.terminal,
+                accelerator=found.accelerator,
+            )
+            try:
+                machine.wait_for_agent(BOOT_TIMEOUT_SECONDS)
+            except BaseException:
+                machine.switch_off()
+                raise
+            try:
+                yield machine
+            finally:
+                machine.end()
 
     @property
     def address(self) -> str:
@@ -193,15 +181,16 @@ class Machine:
         :param problem: what to say where it takes longer
         :raises MachineFailed: where it takes longer, or as soon as it is clear that it never will be
         """
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            self.check()
-            with suppress(AgentSilent, CommandLost):
-                self.agent.sync(PROBE_SECONDS)
-                if ready():
-                    return
-            time.sleep(0.1)
-        raise self._failure(f"{problem} within {timeout:g} s")
+        attempts = Retrying(
+            stop=stop_after_delay(timeout),
+            wait=wait_fixed(PAUSE_SECONDS),
+            retry=retry_if_result(lambda answer: not answer)
+            | retry_if_exception_type((AgentSilent, CommandLost)),
+        )
+        try:
+            attempts(self._ask, ready)
+        except RetryError as e:
+            raise self._failure(f"{problem} within {timeout:g} s") from e
 
     def reset(self, timeout: float = BOOT_TIMEOUT_SECONDS) -> None:
         """Press the reset button: the first kernel boots again, memory keeps what it holds."""
@@ -228,15 +217,26 @@ class Machine:
     def end(self) -> None:
         """Switch the machine off, unless it is to be kept."""
         self.agent.close()
-        if self.spec.keep and self.process.poll() is None:
-            return
-        with suppress(UpgradeError), Monitor.connect(self.monitor) as monitor:
-            monitor.command("quit")
+        if not self.spec.keep:
+            self.switch_off()
+
+    def switch_off(self) -> None:
+        """End QEMU, politely first."""
+        try:
+            with Monitor.connect(self.monitor) as monitor:
+                monitor.command("quit")
+        except UpgradeError:
+            self.process.terminate()
         try:
             self.process.wait(QUIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def _ask(self, ready: Callable[[], bool]) -> bool:
+        self.check()
+        self.agent.sync(PROBE_SECONDS)
+        return ready()
 
     def _guarded(self, action: Callable[[], T]) -> T:
         """Do something with the agent; where it is silent because the machine is dead, say so."""
@@ -249,55 +249,3 @@ class Machine:
     def _failure(self, message: str) -> MachineFailed:
         end = self.log.last_lines()
         return MachineFailed(f"{message}; the console ends with:\n{end}", hint=f"see {self.console}")
-
-
-def prepare(stack: ExitStack, spec: MachineSpec, cache: Cache, number: int) -> Devices:
-    """Make the files a machine needs; all but the console go away with ``stack``."""
-    directory = cache.directory("machines") / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{number}"
-    directory.mkdir()
-    forget_old(directory.parent)
-    # The path of a socket may have 107 bytes, and the cache may lie deep.
-    sockets = Path(tempfile.mkdtemp(prefix="seamless-upgrade-"))
-    devices = Devices(directory, sockets, with_seed=bool(spec.seed))
-    if not spec.keep:
-        for path in (sockets, devices.disk, devices.seed):
-            stack.callback(remove, path)
-    run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", spec.image.disk, devices.disk])
-    if spec.seed:
-        seed.build(spec.seed, devices.seed)
-    return devices
-
-
-def start(spec: MachineSpec, devices: Devices, connection: Network, accel: str) -> Machine:
-    """Start QEMU. It ends when this process does, however that happens, unless the machine is to be kept."""
-    bound = [] if spec.keep else ["setpriv", "--pdeathsig", "TERM"]
-    command = [*connection.prefix, *bound, *command_line(spec, devices, connection, accel)]
-    with devices.messages.open("wb") as messages:
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=messages,
-                stderr=subprocess.STDOUT,
-                env=environment(),
-                start_new_session=True,
-            )
-        except FileNotFoundError as e:
-            raise missing(command[0]) from e
-    return Machine(
-        spec=spec,
-        process=process,
-        agent=Agent(devices.agent),
-        log=Console(devices.console),
-        network=connection,
-        monitor=devices.monitor,
-        terminal=devices.terminal,
-        accelerator=accel,
-    )
-
-
-def forget_old(machines: Path) -> None:
-    """Remove the directories of machines long gone."""
-    for old in sorted(machines.iterdir())[:-CONSOLES_KEPT]:
-        if not Path("/proc", old.name.split("-")[2]).exists():
-            shutil.rmtree(old, ignore_errors=True)

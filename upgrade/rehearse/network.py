@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 from upgrade.process import run
 from upgrade.rehearse.guest import ADDRESS, MAC, OUTSIDE_ADDRESS, PREFIX_LENGTH
@@ -46,20 +47,27 @@ class Network:
 
 
 @contextmanager
-def connect(number: int, ports: tuple[int, ...], *, keep: bool = False) -> Iterator[Network]:
-    """Provide the network of the machine with this number; ``keep`` leaves it behind."""
+def connect(ports: tuple[int, ...], *, keep: bool = False) -> Iterator[Network]:
+    """Provide the network of a machine; ``keep`` leaves it behind."""
     if os.geteuid() != 0:
         yield forwarded(ports)
         return
     remove_stale()
-    name = f"su-{os.getpid()}-{number}"
-    run(["ip", "netns", "add", name])
+    name = new_namespace()
     try:
         prepare(name)
         yield Network(ADDRESS, f"tap,ifname={TAP},script=no,downscript=no", namespace=name)
     finally:
         if not keep:
             run(["ip", "netns", "del", name])
+
+
+def new_namespace() -> str:
+    """Add a network namespace and return its name; one process may have several machines."""
+    taken = {line.split()[0] for line in run(["ip", "netns", "list"]).stdout.splitlines()}
+    name = next(name for n in count() if (name := f"su-{os.getpid()}-{n}") not in taken)
+    run(["ip", "netns", "add", name])
+    return name
 
 
 def prepare(namespace: str) -> None:

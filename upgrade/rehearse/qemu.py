@@ -3,16 +3,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from upgrade.rehearse.accelerator import CPU, EMULATION, QEMU
 from upgrade.rehearse.guest import ROOT_LABEL
 from upgrade.rehearse.layout import LOW_MIB
 from upgrade.rehearse.network import Network
-
-if TYPE_CHECKING:
-    from upgrade.rehearse.machine import MachineSpec
-
+from upgrade.rehearse.spec import MachineSpec
 
 # Devices that nobody uses would only cost time to look for, in both kernels.
 MACHINE = "q35,sata=off,smbus=off,i8042=off,vmport=off"
@@ -47,6 +43,11 @@ class Devices:
         return self.directory / "qemu.log"
 
     @property
+    def pidfile(self) -> Path:
+        """QEMU's process id while it runs."""
+        return self.directory / "qemu.pid"
+
+    @property
     def agent(self) -> Path:
         """The socket of the guest agent."""
         return self.sockets / "agent"
@@ -62,14 +63,14 @@ class Devices:
         return self.sockets / "console"
 
 
-def command_line(spec: "MachineSpec", devices: Devices, network: Network, accel: str) -> list[str]:
+def command_line(spec: MachineSpec, devices: Devices, network: Network, accel: str) -> list[str]:
     """Return the command that runs a machine."""
     return [
         QEMU,
         *processor(spec, accel),
         *("-machine", f"{MACHINE},max-ram-below-4g={LOW_MIB}M", "-m", f"{spec.layout.total_mib}M"),
         # kexec is no reset of the machine: one QEMU spans the upgrade, and a real reboot ends it.
-        *("-nodefaults", "-display", "none", "-no-reboot"),
+        *("-nodefaults", "-display", "none", "-no-reboot", "-pidfile", str(devices.pidfile)),
         *("-kernel", str(spec.kernel.vmlinuz), "-initrd", str(spec.image.initrd(spec.kernel.release))),
         *("-append", kernel_arguments(spec)),
         *disks(devices),
@@ -78,7 +79,7 @@ def command_line(spec: "MachineSpec", devices: Devices, network: Network, accel:
     ]
 
 
-def processor(spec: "MachineSpec", accel: str) -> list[str]:
+def processor(spec: MachineSpec, accel: str) -> list[str]:
     """Return the options about time and processors."""
     if spec.repeatable:
         # Instructions are counted, two nanoseconds each; idle time is skipped.
@@ -86,7 +87,7 @@ def processor(spec: "MachineSpec", accel: str) -> list[str]:
     return ["-accel", accel, "-cpu", CPU, "-smp", str(spec.cpus)]
 
 
-def kernel_arguments(spec: "MachineSpec") -> str:
+def kernel_arguments(spec: MachineSpec) -> str:
     """Return the command line of the first kernel."""
     arguments = [f"root=LABEL={ROOT_LABEL}", "ro", "console=ttyS0", "net.ifnames=0", *spec.layout.arguments]
     return " ".join([*arguments, *spec.append.split()])

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from upgrade.errors import UpgradeError, UsageError
-from upgrade.process import CommandFailed, run
+from upgrade.process import CommandFailed
 from upgrade.rehearse import image, kernels, probe, seed, workload
-from upgrade.rehearse.accelerator import QEMU
 from upgrade.rehearse.agent import AgentError
 from upgrade.rehearse.cache import Cache
+from upgrade.rehearse.guest import PROGRAM
 from upgrade.rehearse.kernels import Kernel
 from upgrade.rehearse.machine import Machine, MachineSpec
+from upgrade.rehearse.outcome import Outcome, Result, refusal
 from upgrade.rehearse.probe import Probe, Verdict
 from upgrade.rehearse.workload import Workload
 
-SCHEMA_VERSION = 1
-PROGRAM = "/usr/local/sbin/seamless-upgrade"
 WORK = "/opt/workload"
 HOOKS = f"{WORK}/.hooks"
 RUN = "/run/rehearsal"
@@ -41,7 +40,6 @@ SYSTEM_MIB = 2048
 LEAST_MEMORY_MIB, LEAST_STORE_MIB = 3072, 1024
 
 Say = Callable[[str], None]
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +180,8 @@ def rehearse(options: Options, say: Say) -> Result:
         with probe.running(workloads, machine.network, work) as probes:
             error = attempt(lambda: rehearsal.upgrade(probes), machine)
             probed = {each.workload.name: each.stop() for each in probes}
-        return result(rehearsal, probed, error, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        return Outcome(pair, workloads, rehearsal.rounds, probed, error, seconds).to_json(machine)
 
 
 def attempt(action: Callable[[], None], machine: Machine) -> UpgradeError | None:
@@ -243,78 +242,6 @@ def upgrade_command(workloads: Sequence[Workload], release: str, append: str) ->
         command += [part for name in each.containers for part in ("--container", name)]
         command += [part for path in each.cgroups for part in ("--cgroup", path)]
     return [*command, f"--append={append}"] if append else command
-
-
-def refusal(status: int, out: str, err: str) -> UpgradeError:
-    """Return the error that the product answered in the guest."""
-    try:
-        error = json.loads(out)["error"]
-        where = f"{error['subject']}: " if error.get("subject") else ""
-        message, hint = f"{where}{error['message']}", error.get("hint")
-    except (ValueError, KeyError, TypeError):
-        message, hint = f"{out}\n{err}".strip()[-2000:], None
-    return UpgradeError(f"the upgrade ended with status {status}: {message}", subject="guest", hint=hint)
-
-
-def result(
-    rehearsal: Rehearsal, probed: dict[str, Verdict], error: UpgradeError | None, seconds: float
-) -> Result:
-    """Return the result as it is written out as JSON."""
-    last = rehearsal.rounds[-1] if rehearsal.rounds else {}
-    verified: dict[str, Verdict] = last.get("verify", {})
-    each = {
-        one.name: {"verify": verified.get(one.name), "probe": probed.get(one.name)}
-        for one in rehearsal.workloads
-    }
-    only = each[rehearsal.workloads[0].name] if len(each) == 1 else None
-    good = error is None and all(map(round_passed, rehearsal.rounds)) and all(map(passed, probed.values()))
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "outcome": "passed" if good else "failed",
-        "error": error.to_json() if error else None,
-        "kernel_from": rehearsal.kernels[0].release,
-        "kernel_to": rehearsal.kernels[1].release,
-        "report": last.get("report"),
-        "verify": only["verify"] if only else verified,
-        "probe": only["probe"] if only else probed,
-        "workloads": each,
-        "rounds": rehearsal.rounds,
-        "versions": versions(rehearsal.machine),
-        "accelerator": rehearsal.machine.accelerator,
-        "console": str(rehearsal.machine.console),
-        "seconds": round(seconds, 1),
-    }
-
-
-def passed(verdict: Verdict) -> bool:
-    """Tell whether a program found everything in order."""
-    return verdict["exit_status"] == 0
-
-
-def round_passed(done: Result) -> bool:
-    """Tell whether one upgrade brought everything back."""
-    return passed(done["status"]) and all(map(passed, done["verify"].values()))
-
-
-def versions(machine: Machine) -> dict[str, str | None]:
-    """Return the versions that matter where somebody reads a result later."""
-
-    def first(text: str) -> str | None:
-        return next(iter(text.strip().splitlines()), None)
-
-    def inside(*command: str) -> str | None:
-        try:
-            return first(machine.run(command, check=False, timeout=30).stdout)
-        except UpgradeError:
-            return None
-
-    return {
-        "seamless_upgrade": inside(PROGRAM, "--version"),
-        "criu": inside("criu", "--version"),
-        "runc": inside("runc", "--version"),
-        "guest": inside("cat", "/etc/debian_version"),
-        "qemu": first(run([QEMU, "--version"]).stdout),
-    }
 
 
 def how_to_reach(machine: Machine) -> str:

@@ -134,6 +134,11 @@ def _vdso(report: Report) -> list[str]:
     vdso = report.vdso
     if not vdso:
         return []
+    return render_vdso(vdso) + _affected(report.containers, vdso.get("symbols", ()))
+
+
+def render_vdso(vdso: Mapping[str, Any]) -> list[str]:
+    """Return the comparison of two vDSOs as lines."""
     method = str(vdso.get("method", "unknown"))
     lines = _wrapped(f"{method}: {METHODS.get(method, 'how CRIU treats it is not known.')}")
     symbols: Sequence[Mapping[str, Any]] = vdso.get("symbols", ())
@@ -149,8 +154,7 @@ def _vdso(report: Report) -> list[str]:
         lines.append(
             f"unchanged: {_count(same, 'other function')}" if changed else "all functions are the same"
         )
-    lines += _bullets(str(finding) for finding in vdso.get("findings", ()))
-    return lines + _affected(report.containers, symbols)
+    return lines + _bullets(str(finding) for finding in vdso.get("findings", ()))
 
 
 def _symbol(symbol: Mapping[str, Any]) -> tuple[str, ...]:
