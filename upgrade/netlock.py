@@ -27,7 +27,8 @@ def ruleset(ports: Mapping[int, Sequence[int]]) -> str:
             drop = f"    meta l4proto {{ tcp, udp }} th {match} {{ {listed} }} drop\n" if listed else ""
             chains.append(f"  chain {direction}-{number} {{\n{drop}  }}\n")
         chains.append(f"  chain {direction} {{\n{head}{jumps}  }}\n")
-    return f"table {TABLE} {{\n{''.join(chains)}}}\n"
+    # Emptied first, in the same transaction: a lock replaces another without a gap.
+    return f"table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{''.join(chains)}}}\n"
 
 
 def lock(rules: str) -> None:

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -67,10 +67,13 @@ class Transaction:
                     self._quiesce(the_plan)
             with events.step("writing dirty pages back"):
                 self._write_back()
-            session = self._lock_network(session, the_plan.containers)
+            session = self._prepare_lock(session, the_plan.containers)
             for number, container in enumerate(the_plan.containers):
                 self.dumps.prepare(engine(self.host, container.engine), container, self._images(number))
-            session = self._freeze_and_dump(session)
+            with events.step("locking the network and freezing the containers"):
+                session = self._freeze(session)
+            with events.step("dumping"):
+                session = self._dump(session)
             self._jump(session)
 
     @contextmanager
@@ -179,34 +182,40 @@ class Transaction:
         if left > self.config.writeback_bytes:
             self.events.warn(f"{left >> 20} MiB are still dirty; writing them back is downtime")
 
-    def _lock_network(self, session: Session, containers: tuple[Container, ...]) -> Session:
-        ports = {
+    def _prepare_lock(self, session: Session, containers: tuple[Container, ...]) -> Session:
+        """Find out what has to be locked, while everything still runs."""
+        ports = self._ports(containers)
+        links = tuple(netconf.snapshot(self.host)) if any(ports.values()) else ()
+        return replace(session, lock=netlock.ruleset(ports), links=links)
+
+    def _ports(self, containers: Iterable[Container]) -> dict[int, tuple[int, ...]]:
+        return {
             number: sockets.of_pids(cgroup.pids(self.host, c.cgroup)).ports if c.host_network else ()
             for number, c in enumerate(containers)
         }
-        rules = netlock.ruleset(ports)
-        links = tuple(netconf.snapshot(self.host)) if any(ports.values()) else ()
-        with self.events.step("locking the network of the containers"):
-            self.undo.push("unlock")
-            netlock.lock(rules)
-        return replace(session, lock=rules, links=links)
 
-    def _freeze_and_dump(self, session: Session) -> Session:
-        events = self.events
+    def _freeze(self, session: Session) -> Session:
+        """Lock and freeze everything at once: here the downtime begins."""
         names = [dumped.container.cgroup for dumped in session.containers]
-        with events.step("freezing the containers"):
-            self.undo.push("thaw", cgroups=names)
-            frozen_at = events.stamp("freeze")
-            cgroup.freeze(self.host, names, self.config.freeze_timeout_seconds)
-            counted = [self._count(dumped, frozen_at) for dumped in session.containers]
-        events.stamp("frozen")
-        with events.step("dumping"):
-            self.dumps.start()
-            self.dumps.wait_until_held()
-        events.stamp("dumped")
-        with events.step("capturing"), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            captured = tuple(pool.map(self._capture, counted))
-        events.stamp("captured")
+        self.undo.push("unlock")
+        self.undo.push("thaw", cgroups=names)
+        frozen_at = self.events.stamp("freeze")
+        netlock.lock(session.lock)
+        cgroup.freeze(self.host, names, self.config.freeze_timeout_seconds)
+        frozen = tuple(self._count(dumped, frozen_at) for dumped in session.containers)
+        lock = netlock.ruleset(self._ports(dumped.container for dumped in frozen))
+        if lock != session.lock:  # sockets were opened or closed since; none can be any more
+            netlock.lock(lock)
+        self.events.stamp("frozen")
+        return replace(session, containers=frozen, lock=lock)
+
+    def _dump(self, session: Session) -> Session:
+        self.dumps.start()
+        self.dumps.wait_until_held()
+        self.events.stamp("dumped")
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            captured = tuple(pool.map(self._capture, session.containers))
+        self.events.stamp("captured")
         return replace(session, containers=captured)
 
     def _count(self, dumped: Dumped, frozen_at: int) -> Dumped:

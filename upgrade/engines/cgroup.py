@@ -104,7 +104,9 @@ class CgroupEngine:
             )
 
             def notify(script: str, _pid: int) -> bool:
-                if script == "network-unlock":
+                # CRIU tells of its network-unlock only for trees with a network namespace of their own. The sockets
+                # exist since post-restore, and they leave repair mode only after it, as with CRIU's own lock.
+                if script == "post-restore":
                     unlock()
                 return True
 

@@ -3,7 +3,6 @@
 
 import logging
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,28 +61,31 @@ class Restorer:
         dumped = self.session.containers[number]
         begun_at = self.clock.tsc()
         unlocked: list[int] = []
-        once = threading.Lock()
 
         def unlock() -> None:
-            with once:
-                if not unlocked and self.session.lock:
+            if not unlocked:
+                if dumped.container.host_network and self.session.lock:
                     netlock.unlock(number)
                 unlocked.append(self.clock.tsc())
 
-        try:
-            reason = self._restore(dumped, unlock)
-        except Exception as e:  # whatever it was: the container has to run again
-            log.error("%s: cannot be restored: %s", dumped.container.name, e)
-            reason = str(e)
+        outcome, reason = "restored", self._restore_or_why_not(dumped, unlock)
         running_at = self.clock.tsc()
         if reason is None:
+            unlock()
             nudge.peers(dumped.peers)  # only now have all sockets left repair mode
-            return Restored(
-                dumped, "restored", None, begun_at, unlocked[0] if unlocked else running_at, running_at
-            )
-        outcome, why = cold_start(self.host, dumped, reason)
-        unlock()
-        return Restored(dumped, outcome, why, begun_at, unlocked[0], self.clock.tsc())
+        else:
+            log.error("%s: %s", dumped.container.name, reason)
+            outcome, reason = cold_start(self.host, dumped, reason)
+            running_at = self.clock.tsc()
+            unlock()
+        return Restored(dumped, outcome, reason, begun_at, unlocked[0], running_at)
+
+    def _restore_or_why_not(self, dumped: Dumped, unlock: Callable[[], None]) -> str | None:
+        try:
+            return self._restore(dumped, unlock)
+        except Exception as e:  # whatever it was: the container has to run again
+            log.debug("%s", e, exc_info=True)
+            return f"cannot be restored: {e}"
 
     def _restore(self, dumped: Dumped, unlock: Callable[[], None]) -> str | None:
         """Restore one container; return why it could not be, or None."""

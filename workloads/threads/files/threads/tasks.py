@@ -16,9 +16,12 @@ def descriptors(pid: int) -> dict[str, str]:
     """Return what each descriptor of a process leads to, and its flags."""
     found = {}
     for link in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name)):
-        target = os.readlink(link)
+        try:
+            target = os.readlink(link)
+            info = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().splitlines()
+        except FileNotFoundError:
+            continue  # open for a moment only: the status file being replaced
         kind, _, number = target.partition(":[")
-        info = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().splitlines()
         flags = int(next(line for line in info if line.startswith("flags:")).split()[1], 8)
         what = kind if number.rstrip("]").isdigit() else target
         found[link.name] = f"{what}, flags {flags & ~LARGEFILE:o}"
