@@ -43,14 +43,22 @@ def is_blank(device: Path) -> bool:
         return not any(f.read(128 * 1024))
 
 
+def refuse_foreign(device: Path) -> None:
+    """Refuse a device that somebody else uses.
+
+    :raises ForeignData: if it holds data that is not ours
+    """
+    if label(device) != LABEL and not is_blank(device):
+        raise ForeignData(f"{device} holds data that seamless-upgrade did not write")
+
+
 def make(device: Path) -> None:
     """Make an empty store.
 
     :raises ForeignData: if the device holds somebody else's data
     :raises StoreFailed: if mkfs fails
     """
-    if label(device) != LABEL and not is_blank(device):
-        raise ForeignData(f"{device} holds data that seamless-upgrade did not write")
+    refuse_foreign(device)
     _call(
         "mkfs.ext4", "-q", "-F", "-L", LABEL, "-m", "0", "-b", "4096", "-O", "^has_journal", os.fspath(device)
     )
@@ -61,6 +69,8 @@ def mount(device: Path, where: Path, *, read_only: bool = False) -> None:
     where.mkdir(parents=True, exist_ok=True)
     options = MOUNT_OPTIONS + (",ro" if read_only else "")
     _call("mount", "-t", "ext4", "-o", options, os.fspath(device), os.fspath(where))
+    if not read_only:
+        where.chmod(0o700)  # what is stored here is the memory of programs
 
 
 def unmount(where: Path) -> None:

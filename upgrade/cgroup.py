@@ -72,6 +72,25 @@ def freeze(host: Host, cgroups: Iterable[str], timeout_s: float) -> None:
             time.sleep(0.0005)
 
 
+def stat(host: Host, pid: int) -> list[str]:
+    """Return the fields of ``/proc/PID/stat`` behind the command's name, from ``state`` on (proc_pid_stat(5))."""
+    return host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def parent(host: Host, pid: int) -> int:
+    """Return the parent of a process."""
+    return int(stat(host, pid)[1])
+
+
+def ids(host: Host, cgroup: str) -> set[int]:
+    """Return every number that has to be free in the new kernel: threads, and their groups and sessions."""
+    found = set()
+    for pid in pids(host, cgroup):
+        found |= {int(thread) for thread in host.list(f"/proc/{pid}/task")}
+        found |= {int(number) for number in stat(host, pid)[2:4]}
+    return found
+
+
 def thaw(host: Host, cgroup: str) -> None:
     """Let a cgroup's tasks run; nothing happens if it is gone."""
     if host.exists(path(cgroup, "cgroup.freeze")):

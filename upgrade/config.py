@@ -27,6 +27,10 @@ class Config:
     """By cgroup: the command that starts it afresh if it cannot be restored."""
     freeze_timeout_seconds: float = 10.0
     dump_timeout_seconds: float = 120.0
+    restore_timeout_seconds: float = 300.0
+    """A container that is not back by then is started from cold."""
+    filesystem_timeout_seconds: float = 20.0
+    """How long a file system may take to be synced and frozen while the containers stand still."""
     writeback_bytes: int = 16 << 20
     """Dirty data that may be left to the last sync, while the containers stand still."""
     writeback_timeout_seconds: float = 30.0

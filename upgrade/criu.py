@@ -20,6 +20,7 @@ from upgrade.errors import DependencyMissing, UpgradeError
 from upgrade.process import environment, missing
 
 MESSAGE_BYTES = 1 << 20
+ROLLBACK_S = 120
 
 Notify = Callable[[str, int], bool]
 """Called with a notification's name and process id; the answer goes to CRIU."""
@@ -65,10 +66,11 @@ def messages() -> ModuleType:
 class Criu:
     """One ``criu swrk`` process, good for one request."""
 
-    def __init__(self, program: str = "criu") -> None:
+    def __init__(self, program: str = "criu", timeout_s: float | None = None) -> None:
         self.rpc = messages()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self.socket = ours
+        self.socket.settimeout(timeout_s)
         try:
             self.process = subprocess.Popen(
                 [program, "swrk", str(theirs.fileno())],
@@ -92,7 +94,11 @@ class Criu:
     ) -> None:
         # CRIU takes the end of the connection for a failure answer and rolls back by itself.
         self.socket.close()
-        self.process.wait()
+        try:
+            self.process.wait(ROLLBACK_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def version(self) -> CriuVersion:
         """Ask for the version."""
@@ -123,7 +129,10 @@ class Criu:
         return answer
 
     def _receive(self) -> Any:
-        data, fds, _, _ = socket.recv_fds(self.socket, MESSAGE_BYTES, 4)
+        try:
+            data, fds, _, _ = socket.recv_fds(self.socket, MESSAGE_BYTES, 4)
+        except TimeoutError as e:
+            raise CriuError(f"no answer within {self.socket.gettimeout():.0f} s", subject="criu") from e
         for fd in fds:  # orphan-pts-master: nobody asked for it
             os.close(fd)
         if not data:

@@ -80,9 +80,16 @@ def _wait_for(host: Host, link: Link, deadline: float) -> str | None:
     """Return the card's present name, once udev has named it as before, or when time is up."""
     while True:
         name = next((n for n in host.list("/sys/class/net") if _is(host, n, link)), None)
-        if name == link.name or time.monotonic() > deadline:
+        if (
+            name is not None and (name == link.name or _is_settled(host, name))
+        ) or time.monotonic() > deadline:
             return name
         time.sleep(0.01)
+
+
+def _is_settled(host: Host, name: str) -> bool:
+    """Tell whether udev is done with a card: it will get no other name."""
+    return host.exists(f"/run/udev/data/n{host.read_or(f'/sys/class/net/{name}/ifindex', '')}")
 
 
 def _is(host: Host, name: str, link: Link) -> bool:
@@ -90,9 +97,14 @@ def _is(host: Host, name: str, link: Link) -> bool:
     return mac == link.mac and host.exists(f"/sys/class/net/{name}/device")
 
 
+def _without_detection(address: str) -> str:
+    """Return an address; one of IPv6 is usable at once, since it was ours a moment ago."""
+    return f"{address} nodad" if ":" in address else address
+
+
 def _configure(link: Link, name: str) -> list[str]:
     batch = [f"link set dev {name} mtu {link.mtu} up"]
-    batch += [f"address replace {address} dev {name}" for address in link.addresses]
+    batch += [f"address replace {_without_detection(address)} dev {name}" for address in link.addresses]
     batch += [
         f"route replace {words.removeprefix('-4 ').removeprefix('-6 ')} dev {name}" for words in link.routes
     ]

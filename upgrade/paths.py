@@ -16,5 +16,13 @@ PLAN = STATE / "plan.json"
 REPORTS = STATE / "reports"
 HISTORY = STATE / "history.jsonl"
 
+CLAIM = RUNTIME / "claimed"
+
 RUN_UNIT = "seamless-upgrade.service"
 RESTORE_UNIT = "seamless-upgrade-restore.service"
+
+
+def make_runtime() -> None:
+    """Make the directory below ``/run``; for root only, as the memory of programs is mounted in it."""
+    RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    RUNTIME.chmod(0o700)

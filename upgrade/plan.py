@@ -29,7 +29,7 @@ PROGRAMS = ("criu", "kexec", "nft", "ip", "mkfs.ext4", "mount", "umount", "syste
 METADATA_BYTES = 16 << 20
 METADATA_SHARE = 0.05
 # Taken by kernel threads before the first userspace runs
-LOWEST_PID = 100
+PIDS_OF_KERNEL, PIDS_PER_CPU = 100, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +218,10 @@ def compare_vdso(host: Host, image: KernelImage) -> tuple[Mapping[str, Any], lis
 
 def pid_warnings(host: Host, containers: list[Container]) -> list[str]:
     """Return warnings for host PIDs that the new kernel's own threads may take."""
+    taken = PIDS_OF_KERNEL + PIDS_PER_CPU * (os.cpu_count() or 1)
     found = []
     for container in containers:
-        low = (
-            [p for p in cgroup.pids(host, container.cgroup) if p <= LOWEST_PID] if container.host_pids else []
-        )
+        low = [p for p in cgroup.pids(host, container.cgroup) if p <= taken] if container.host_pids else []
         if low:
             found.append(f"{container.name}: PIDs {low} may be taken by threads of the new kernel")
     return found

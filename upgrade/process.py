@@ -117,6 +117,25 @@ def run_bytes(
     return done.stdout
 
 
+def run_detaching(command: Sequence[str | os.PathLike[str]], *, timeout: float) -> int:
+    """Run a command that leaves processes behind, and return its exit status.
+
+    Those inherit its standard streams, which are ``/dev/null``: nobody can wait for the end of their output.
+
+    :param timeout: seconds; afterwards the command is killed and :class:`UpgradeError` raised
+    """
+    argv = [os.fspath(part) for part in command]
+    null = subprocess.DEVNULL
+    try:
+        return subprocess.run(
+            argv, stdin=null, stdout=null, stderr=null, timeout=timeout, env=environment()
+        ).returncode
+    except FileNotFoundError as e:
+        raise missing(argv[0]) from e
+    except subprocess.TimeoutExpired as e:
+        raise UpgradeError(f"no answer within {timeout} s: {shlex.join(argv)}", subject=argv[0]) from e
+
+
 def missing(program: str) -> DependencyMissing:
     """Return the error for a program that is not installed."""
     name = os.path.basename(program)

@@ -8,7 +8,7 @@ It lies on range M with a checksum of its own. A copy of its beginning, the *pla
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,11 +37,7 @@ class Dumped:
     threads: int = 0
     threads_in_vdso: int = 0
     vdso_action: str = ""
-    pages_total: int = 0
-    pages_copied: int = 0
-    bytes_copied: int = 0
     frozen_at: int = 0  # TSC
-    stats: Mapping[str, int] = field(default_factory=dict)
     peers: tuple[Mapping[str, Any], ...] = ()
     checksums: Mapping[str, Sum] = field(default_factory=dict)
 
@@ -69,13 +65,10 @@ class Session:
     containers: tuple[Dumped, ...] = ()
     stamps: Mapping[str, int] = field(default_factory=dict)
     ties: tuple[Tie, ...] = ()
+    restore_timeout_seconds: float = 300.0
     vdso: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     format: int = FORMAT
-
-    def with_stamp(self, name: str, tsc: int) -> Self:
-        """Return the session with one more moment on record."""
-        return replace(self, stamps={**self.stamps, name: tsc})
 
     def save(self, file: Path) -> None:
         """Write the record so that it is whole or not there at all."""

@@ -8,7 +8,7 @@ was killed, its unit's ``ExecStopPost=`` unwinds what the file still holds. Both
 import json
 import logging
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,8 +65,12 @@ ACTIONS: Mapping[str, Callable[..., None]] = {
 
 
 def uninterrupted() -> None:
-    """Keep the signals that abort a run from aborting its undo; the process ends afterwards."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Keep the signals that abort a run from aborting its undo; the process ends afterwards.
+
+    Ignored and not blocked: a mask is each thread's own, and Python runs the handler for all of them.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Undo:
@@ -95,28 +99,47 @@ class Undo:
 
     def forget(self, action: str) -> None:
         """Take the newest ``action`` back: its step did not happen."""
-        entries = self._entries()
-        newest = max(number for number, entry in enumerate(entries) if entry["action"] == action)
-        self._write(entries[:newest] + entries[newest + 1 :])
+        self._drop(next(entry for entry in reversed(self._entries()) if entry["action"] == action))
 
-    def unwind(self) -> list[str]:
-        """Undo everything, the last step first; return what could not be undone, a line each."""
+    def unwind(self, only: Container[str] | None = None) -> list[str]:
+        """Undo everything, the last step first; return what could not be undone, a line each.
+
+        :param only: undo just these actions and leave the others for later
+        """
         problems = []
-        while entries := self._entries():
-            entry = entries.pop()
+        for entry in reversed(self._entries()):
+            if only is not None and entry["action"] not in only:
+                continue
             try:
                 ACTIONS[entry["action"]](self.host, **entry["arguments"])
             except Exception as e:  # the other steps must be undone all the same
                 problems.append(f"could not undo {entry['action']}: {e}")
-            self._write(entries)
+            self._drop(entry)
         return problems
+
+    def _drop(self, entry: dict[str, Any]) -> None:
+        """Forget the newest entry that equals ``entry``."""
+        left = self._entries()[::-1]
+        left.remove(entry)
+        self._write(left[::-1])
 
     def _entries(self) -> list[dict[str, Any]]:
         try:
             lines = self.file.read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines]
+        return [entry for entry in map(_parse, lines) if entry is not None]
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
-        self.file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        temporary = self.file.with_suffix(".new")
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        temporary.rename(self.file)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """Return an entry; None for one that a killed run did not finish, whose step it did not begin either."""
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return found

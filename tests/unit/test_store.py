@@ -83,16 +83,25 @@ def test_a_wiped_store_is_blank_and_can_be_made_again(device: Path) -> None:
 
 def test_the_reason_of_mkfs_is_told(device: Path) -> None:
     os.truncate(device, 4096)
-    with pytest.raises(store.StoreFailed, match=r"mkfs\.ext4: .*small"):
+    with pytest.raises(store.StoreFailed, match=r"mkfs\.ext4: .*Not enough space"):
         store.make(device)
 
 
-def test_mounting_asks_for_dax(tmp_path: Path, programs: Programs) -> None:
+def test_looking_at_a_device_changes_nothing(device: Path) -> None:
+    store.refuse_foreign(device)
+    assert store.is_blank(device)
+    store.make(device)
+    before = device.read_bytes()
+    store.refuse_foreign(device)
+    assert device.read_bytes() == before
+
+
+def test_mounting_asks_for_dax_and_keeps_others_out(tmp_path: Path, programs: Programs) -> None:
     programs.add("mount")
     where = tmp_path / "a" / "b"
     store.mount(tmp_path / "pmem0", where)
     store.mount(tmp_path / "pmem0", where, read_only=True)
-    assert where.is_dir()
+    assert where.stat().st_mode & 0o777 == 0o700
     first, second = programs.calls("mount")
     assert first[1:3] == ["-t", "ext4"]
     assert first[-2:] == [str(tmp_path / "pmem0"), str(where)]

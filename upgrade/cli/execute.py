@@ -28,6 +28,7 @@ def main(_options: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, _interrupt)
     try:
         request = Request.load(paths.REQUEST)
+        paths.REQUEST.unlink()  # carried out once, whatever starts the unit again
         Transaction(host, request, Config.load(host), events).run()
     except UpgradeError as e:
         return _end(e)
@@ -50,6 +51,5 @@ def _end(error: UpgradeError) -> int:
     temporary = paths.OUTCOME.with_suffix(".new")
     temporary.write_text(json.dumps({"outcome": "rolled-back", "error": error.to_json()}))
     temporary.rename(paths.OUTCOME)
-    paths.REQUEST.unlink(missing_ok=True)
     log.error("%s", error)
     return int(error.status or ExitStatus.FAILED)

@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import time
 
 import psutil
 
@@ -13,24 +12,21 @@ from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.undo import Undo
 
-CRIU_S = 60
-
 
 def main(_options: argparse.Namespace) -> int:
     """Undo; nothing is left to do after a run that ended by itself."""
     host = Host()
-    if not paths.UNDO.exists():
-        return ExitStatus.DONE
+    paths.REQUEST.unlink(missing_ok=True)
+    undo = Undo(host, paths.UNDO)
+    problems = undo.unwind(only={"thaw_filesystem"})  # CRIU's rollback may have to write
     _wait_for_criu(host)
-    problems = Undo(host, paths.UNDO).unwind()
+    problems += undo.unwind()
     for problem in problems:
         say(problem)
     if not paths.OUTCOME.exists():
-        error = UpgradeError(
-            "the run was killed; everything was undone", hint=f"journalctl -u {paths.RUN_UNIT}"
-        )
+        hint = f"journalctl -u {paths.RUN_UNIT}"
+        error = UpgradeError("the run was killed; everything was undone", hint=hint)
         paths.OUTCOME.write_text(json.dumps({"outcome": "rolled-back", "error": error.to_json()}))
-    paths.REQUEST.unlink(missing_ok=True)
     return ExitStatus.FAILED if problems else ExitStatus.DONE
 
 
@@ -41,12 +37,8 @@ def _wait_for_criu(host: Host) -> None:
     for process in psutil.process_iter():
         if host.read_or(f"/proc/{process.pid}/cgroup", "") == own and _is_criu(process):
             found.append(process)
-    deadline = time.monotonic() + CRIU_S
-    for process in found:
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except psutil.TimeoutExpired:
-            say(f"CRIU (PID {process.pid}) does not end")
+    # Without a limit: a CRIU that rolls back after us would freeze its cgroup again and nobody would thaw it.
+    psutil.wait_procs(found, callback=lambda process: say(f"CRIU (PID {process.pid}) has rolled back"))
 
 
 def _is_criu(process: psutil.Process) -> bool:

@@ -35,7 +35,7 @@ def main(options: argparse.Namespace) -> int:
     request = check.request(options)
     if not options.yes:
         _ask(plan.make(host, request, Config.load(host)), host)
-    paths.RUNTIME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths.make_runtime()
     for left in (paths.OUTCOME, paths.EVENTS):
         left.unlink(missing_ok=True)
     request.save(paths.REQUEST)
@@ -72,17 +72,19 @@ def _ask(found: Plan, host: Host) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Turn the signals that end a terminal's command into an abort of the run; a hang-up leaves it alone."""
+    """Turn Ctrl-C into an abort of the run.
+
+    A hang-up or SIGTERM only ends this command: stopping the host's services may stop the one it was typed in.
+    """
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise Interrupted
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before)
 
 
 def _follow() -> dict[str, object]:

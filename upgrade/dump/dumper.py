@@ -101,7 +101,7 @@ class Dumps:
     def prepare(self, engine: Engine, container: Container, directory: Path) -> Images:
         """Start a container's CRIU and make room for its images."""
         images = Images(directory, directory)
-        directory.mkdir(parents=True)
+        directory.mkdir(mode=0o700)
         engine.prepare_images(container, images)
         self.dumps.append(Dump(engine, container, images))
         return images
@@ -132,6 +132,10 @@ class Dumps:
         for dump in self.dumps:
             if dump.error is not None:
                 raise dump.error
+
+    def still_held(self) -> bool:
+        """Tell whether every CRIU still holds its container; one that died let its tasks go."""
+        return all(dump.held and dump.criu.process.poll() is None for dump in self.dumps)
 
     def abort(self) -> None:
         """Answer failure to every CRIU and wait until all have rolled back."""

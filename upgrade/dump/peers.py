@@ -10,6 +10,11 @@ from typing import Any
 TCP_ESTABLISHED = 1  # include/net/tcp_states.h
 
 
+def prepare() -> None:
+    """Import what :func:`of_images` needs, before it is downtime."""
+    from pycriu import images  # noqa: F401
+
+
 def of_images(directory: Path) -> tuple[Mapping[str, Any], ...]:
     """Return the established IPv4 connections of a dump: ``local``, ``remote`` and the next byte ``expected``."""
     from pycriu import images  # heavy: not for the new kernel's path

@@ -1,31 +1,63 @@
 # SPDX-License-Identifier: MIT
-"""Sockets of preserved tasks in the host's network namespace: what to lock and whom to nudge."""
+"""Sockets of preserved tasks in the host's network namespace: which ports to lock.
 
+Read after the freeze, when no socket can be opened any more: so the tables are parsed once for all tasks, and not
+with psutil, which parses them for every process anew.
+"""
+
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import psutil
+from upgrade.host import Host
+
+TABLES = ("tcp", "tcp6", "udp", "udp6")
+TCP_ESTABLISHED = 1  # include/net/tcp_states.h
 
 
 @dataclass(frozen=True, slots=True)
-class Sockets:
-    """Local ports of some tasks."""
+class Socket:
+    """A line of ``/proc/net/tcp`` and the like (proc_net_tcp.rst)."""
 
-    ports: tuple[int, ...]
-    established: int
+    table: str
+    address: str  # hexadecimal, as the kernel prints it
+    port: int
+    state: int
+
+    @property
+    def is_established(self) -> bool:
+        """Tell whether this is one end of a TCP connection."""
+        return self.table.startswith("tcp") and self.state == TCP_ESTABLISHED
 
 
-def of_pids(pids: Iterable[int]) -> Sockets:
-    """Return the TCP and UDP ports of tasks; those that ended meanwhile have none."""
-    ports: set[int] = set()
-    established: set[tuple[object, ...]] = set()
-    for pid in pids:
+def table(host: Host) -> dict[int, Socket]:
+    """Return the bound sockets of the host's network namespace by their inodes."""
+    found = {}
+    for name in TABLES:
+        for line in host.read_or(f"/proc/net/{name}", "").splitlines()[1:]:
+            words = line.split()
+            address, _, port = words[1].partition(":")
+            found[int(words[9])] = Socket(name, address, int(port, 16), int(words[3], 16))
+    return found
+
+
+def of_pids(host: Host, pids: Iterable[int], sockets: dict[int, Socket]) -> list[Socket]:
+    """Return the sockets that some processes hold."""
+    held = {inode for pid in pids for inode in _inodes(host, pid)}
+    return [sockets[inode] for inode in sorted(held & sockets.keys())]
+
+
+def ports(sockets: Iterable[Socket]) -> tuple[int, ...]:
+    """Return the local ports of sockets."""
+    return tuple(sorted({socket.port for socket in sockets} - {0}))
+
+
+def _inodes(host: Host, pid: int) -> Iterable[int]:
+    directory = f"/proc/{pid}/fd"
+    for name in host.list(directory):
         try:
-            connections = psutil.Process(pid).net_connections(kind="inet")
-        except psutil.NoSuchProcess:
+            target = os.readlink(host.path(f"{directory}/{name}"))
+        except FileNotFoundError:
             continue
-        for connection in connections:
-            ports.add(connection.laddr.port)
-            if connection.status == psutil.CONN_ESTABLISHED:
-                established.add((connection.laddr, connection.raddr))
-    return Sockets(tuple(sorted(ports - {0})), len(established))
+        if target.startswith("socket:["):
+            yield int(target[8:-1])

@@ -33,6 +33,7 @@ class Images:
 
     directory: Path
     work: Path
+    timeout_s: float | None = None
 
 
 class Engine(Protocol):

@@ -2,19 +2,19 @@
 """Task trees in a cgroup: no engine at all, just processes in the host's namespaces."""
 
 import os
-import subprocess
 from typing import Any
 
 from upgrade import cgroup
-from upgrade.config import Config
 from upgrade.criu import Criu, CriuError, log_errors, messages
 from upgrade.engines.base import Container, Images, Unlock
 from upgrade.errors import Refusal
 from upgrade.host import Host
-from upgrade.process import environment
+from upgrade.kexec import quiesce
+from upgrade.process import run_detaching
 
 NAMESPACES = ("mnt", "net", "ipc", "uts", "pid", "user")
 GHOST_LIMIT_BYTES = 64 << 20
+COLD_START_S = 60
 
 
 class CgroupEngine:
@@ -41,12 +41,21 @@ class CgroupEngine:
             raise Refusal("no task is in it", subject=path, hint="start the workload first, or leave it out")
         root = self._root(path, pids)
         self._refuse_foreign_namespaces(path, root)
+        unit = quiesce.unit_of(path)
+        if unit is not None and unit.endswith(".service"):
+            raise Refusal(
+                f"belongs to systemd's {unit}, which the new kernel's systemd would start a second time",
+                subject=path,
+                hint="start it in a cgroup of its own, or with systemd-run --scope",
+            )
+        from upgrade.config import Config  # tomllib: not for the new kernel's path
+
         cold_start = Config.load(self.host).cold_start.get(path)
         data = {"cold_start": list(cold_start)} if cold_start else {}
         return Container(path, self.name, path, root, host_pids=True, host_network=True, data=data)
 
     def _root(self, path: str, pids: list[int]) -> int:
-        parents = {pid: _parent(self.host, pid) for pid in pids}
+        parents = {pid: cgroup.parent(self.host, pid) for pid in pids}
         roots = [pid for pid in pids if parents[pid] not in parents]
         if len(roots) != 1:
             listed = ", ".join(f"{pid} ({self.host.read_or(f'/proc/{pid}/comm', '?')})" for pid in roots)
@@ -55,7 +64,7 @@ class CgroupEngine:
                 subject=path,
                 hint="give each tree a cgroup of its own",
             )
-        session = _stat(self.host, roots[0])[3]
+        session = cgroup.stat(self.host, roots[0])[3]
         if int(session) != roots[0]:
             raise Refusal(
                 f"its first task {roots[0]} is no session leader (it belongs to session {session})",
@@ -92,7 +101,7 @@ class CgroupEngine:
             options = rpc.criu_opts(
                 images_dir_fd=directory,
                 work_dir_fd=work,
-                log_level=4,
+                log_level=2,
                 log_file="restore.log",
                 notify_scripts=True,
                 tcp_established=True,
@@ -110,7 +119,7 @@ class CgroupEngine:
                     unlock()
                 return True
 
-            with Criu() as criu:
+            with Criu(timeout_s=images.timeout_s) as criu:
                 return criu.restore(options, notify)
         except CriuError as e:
             raise CriuError(
@@ -129,26 +138,10 @@ class CgroupEngine:
         directory.mkdir(parents=True, exist_ok=True)
         procs = os.fspath(directory / "cgroup.procs")
         enter = ["sh", "-c", 'echo $$ > "$1" && shift && exec setsid --fork "$@"', "sh", procs, *command]
-        subprocess.Popen(
-            enter,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-        ).wait()
-        return True
+        return run_detaching(enter, timeout=COLD_START_S) == 0
 
     def clean_up(self, container: Container) -> None:
         """End what a failed restore left in the cgroup."""
         kill = cgroup.path(container.cgroup, "cgroup.kill")
         if self.host.exists(kill):
             self.host.write(kill, "1")
-
-
-def _stat(host: Host, pid: int) -> list[str]:
-    """Return the fields of ``/proc/PID/stat`` behind the command, from ``state`` on."""
-    return host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-
-
-def _parent(host: Host, pid: int) -> int:
-    return int(_stat(host, pid)[1])

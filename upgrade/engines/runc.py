@@ -11,14 +11,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from upgrade import cgroup
+from upgrade import cgroup, paths
+from upgrade.criu import log_errors
 from upgrade.engines.base import Container, Images, Unlock
-from upgrade.errors import Refusal
+from upgrade.errors import Refusal, UpgradeError
 from upgrade.host import Host
-from upgrade.process import run
+from upgrade.process import run, run_detaching
 
 STATE_ROOT = "/run/runc"
-RESTORE_LOG = "restore.log"
+RESTORE_LOG = "runc.log"
+COLD_START_S = 120
 # libcontainer calls namespaces by the flags of clone(2)
 EXTERNAL_NAMESPACES = {"NEWNET": ("net", "extRootNetNS"), "NEWPID": ("pid", "extRootPidNS")}
 
@@ -44,7 +46,32 @@ class RuncEngine:
         container = self._read(name)
         if not self._runs(container):
             raise Refusal("does not run", subject=name, hint=f"runc start {name}, or leave it out")
+        self._refuse_what_cannot_come_back(container)
         return container
+
+    def _refuse_what_cannot_come_back(self, container: Container) -> None:
+        for kind, path in container.data["namespaces"].items():
+            if path:
+                raise Refusal(
+                    f"joins the namespace {path} ({kind}), which ends with this kernel",
+                    subject=container.name,
+                    hint="give it a namespace of its own",
+                )
+        if self.host.read_or(cgroup.path(container.cgroup, "cgroup.freeze"), "0") == "1":
+            raise Refusal("is paused", subject=container.name, hint=f"runc resume {container.name}")
+        strangers = self._strangers(container)
+        if strangers:
+            raise Refusal(
+                f"has tasks that its init did not start (runc exec): {strangers}",
+                subject=container.name,
+                hint="end them first: CRIU dumps the tree of the init",
+            )
+
+    def _strangers(self, container: Container) -> list[int]:
+        """Return the processes of a container's cgroup that do not descend from its init."""
+        pids = cgroup.pids(self.host, container.cgroup)
+        parents = {pid: cgroup.parent(self.host, pid) for pid in pids}
+        return [pid for pid in pids if pid != container.root_pid and parents[pid] not in parents]
 
     def _read(self, name: str) -> Container:
         state = json.loads(self.host.read(f"{STATE_ROOT}/{name}/state.json"))
@@ -112,24 +139,24 @@ class RuncEngine:
             container.data["bundle"],
             container.name,
         ]
-        run([*self._beside(container), *command])
+        self._call(container, command, images.work / RESTORE_LOG, images.timeout_s or COLD_START_S)
         unlock()
         return self._read(container.name).root_pid
 
     def cold_start(self, container: Container) -> bool:
         """Start the bundle afresh."""
-        run(
-            [
-                *self._beside(container),
-                "runc",
-                "run",
-                "--detach",
-                "--bundle",
-                container.data["bundle"],
-                container.name,
-            ]
-        )
+        command = ["runc", "run", "--detach", "--bundle", container.data["bundle"], container.name]
+        self._call(container, command, paths.RUNTIME / f"{container.name}.log", COLD_START_S)
         return True
+
+    def _call(self, container: Container, command: list[str], log: Path, timeout_s: float) -> None:
+        """Run runc, whose detached container inherits its standard streams; errors come from its log."""
+        words = [command[0], "--log", os.fspath(log), *command[1:]]
+        status = run_detaching([*self._beside(container), *words], timeout=timeout_s)
+        if status != 0:
+            lines = log.read_text(errors="replace").splitlines()[-2:] if log.exists() else []
+            criu = log_errors(log.parent / "restore.log")
+            raise UpgradeError("; ".join(criu or lines) or f"exit status {status}", subject="runc")
 
     def clean_up(self, container: Container) -> None:
         """Make runc forget what a failed restore left."""

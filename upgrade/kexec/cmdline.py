@@ -30,7 +30,10 @@ def build(running: str, append: str, session: str) -> str:
             raise UsageError(
                 "is set by seamless-upgrade itself", subject=word, hint="leave it out of --append"
             )
-    line = " ".join([base(running), *append.split(), f"{SESSION}={session}", f"rdinit={RDINIT}"])
+    # What stands behind "--" goes to init and not to the kernel.
+    kernel, dashes, init = base(running).partition(" -- ")
+    words = [kernel, *append.split(), f"{SESSION}={session}", f"rdinit={RDINIT}"]
+    line = " ".join(words) + dashes + init
     if len(line) >= COMMAND_LINE_SIZE:
         raise Refusal(
             f"has {len(line)} characters, the kernel takes {COMMAND_LINE_SIZE - 1}",

@@ -6,13 +6,15 @@ leaves an empty journal, so that the new kernel's mount has nothing to recover.
 """
 
 import errno
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from upgrade import linux
 from upgrade.host import Host
+
+# File systems whose source is no device file, and whose servers or pools have to be told what was written.
+KEEP_DATA = ("9p", "ceph", "cifs", "fuse.", "glusterfs", "nfs", "smb3", "virtiofs", "zfs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ def writable(host: Host, leave_out: Iterable[Path]) -> list[Mount]:
     return list(reversed(found.values()))
 
 
+def remote(host: Host) -> list[Mount]:
+    """Return the writable file systems that are on no block device of ours but keep data all the same."""
+    return [m for m in mounts(host) if m.kind.startswith(KEEP_DATA) and not m.read_only]
+
+
 def freeze(mount: Mount) -> bool:
     """Freeze a file system; where it cannot be frozen, write it back and return False."""
     try:
@@ -53,7 +60,7 @@ def freeze(mount: Mount) -> bool:
     except OSError as e:
         if e.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EBUSY):
             raise
-    os.sync()
+    linux.sync_filesystem(mount.where)
     return False
 
 
@@ -69,7 +76,7 @@ def thaw(where: str) -> None:
 def _parse(line: str) -> Mount:
     left, _, right = line.partition(" - ")
     _, _, device, _, where, *_ = left.split()
-    kind, source, options = right.split(maxsplit=2)
+    kind, source, options = right.split(" ", 2)  # a source may be empty
     return Mount(device, _unescape(where), kind, _unescape(source), "ro" in options.split(","))
 
 

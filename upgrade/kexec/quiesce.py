@@ -37,6 +37,9 @@ KEPT = (
     "wpa_supplicant.service",
 )
 
+ISOLATE_S = 120
+RESUME_S = 120
+
 _UNIT = """[Unit]
 Description=Only what a seamless kernel upgrade keeps running
 DefaultDependencies=no
@@ -71,8 +74,11 @@ def active_units() -> list[str]:
 
 
 def unit_of(cgroup: str) -> str | None:
-    """Return the unit of systemd that a cgroup lies in; None if systemd does not know it."""
-    for part in reversed(cgroup.split("/")):
+    """Return the unit of systemd that a cgroup lies in; None if systemd does not know it.
+
+    The outermost one: those inside of ``user@UID.service`` belong to another manager.
+    """
+    for part in cgroup.split("/"):
         if part.endswith((".service", ".scope")):
             return part
     return None
@@ -95,11 +101,15 @@ def active_kept() -> list[str]:
 
 def isolate() -> None:
     """Stop every service that is not kept, in systemd's order."""
-    run(["systemctl", "isolate", TARGET], timeout=120)
+    run(["systemctl", "isolate", TARGET], timeout=ISOLATE_S)
 
 
 def resume(units: Iterable[str], host: Host) -> None:
-    """Start again what was active, and forget the target."""
-    run(["systemctl", "start", "--", *units], check=False)
+    """Start again what was active, and forget the target.
+
+    Not our own units: the run's is stopping just now, and to start it again would wait for that, for ever.
+    """
+    others = [unit for unit in units if not unit.startswith("seamless-upgrade")]
+    run(["systemctl", "start", "--", *others], check=False, timeout=RESUME_S)
     Path(host.path(TARGET_FILE)).unlink(missing_ok=True)
     run(["systemctl", "daemon-reload"])

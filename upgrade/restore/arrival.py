@@ -16,6 +16,8 @@ from upgrade.process import run
 from upgrade.session import FILE, JUMP_FILE, Session, SessionDamaged
 
 PMEM_TIMEOUT_S = 30
+# At most this long from the jump until the new kernel's clock starts
+ENTERING_NS = 300 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,7 @@ def open_store(host: Host, identity: str) -> Arrival:
     found = ranges.parse_command_line(host.command_line())
     if not found:
         raise UpgradeError("no memmap= range on the command line of this kernel", subject=identity)
-    for module in pmem.MODULES:
-        run(["modprobe", module])
+    run(["modprobe", "--all", *pmem.MODULES])
     try:
         device = pmem.wait(found[0], PMEM_TIMEOUT_S)
         if store.label(device) != store.LABEL:
@@ -60,12 +61,16 @@ def _jumped_at(session: Session) -> int:
     return tsc or session.stamps["quiesced"]
 
 
-def set_wall_clock(arrival: Arrival, clock: Clock) -> int:
-    """Set the wall clock right, which came from the real time clock's whole seconds; return by how many ns."""
-    before = time.clock_gettime_ns(time.CLOCK_REALTIME)
-    right = wall_ns(arrival.session.ties[-1], clock.tsc(), arrival.rate)
-    time.clock_settime_ns(time.CLOCK_REALTIME, right)
-    return right - before
+def set_wall_clock(arrival: Arrival, clock: Clock) -> None:
+    """Set the wall clock right, which came from the real time clock's whole seconds.
+
+    :raises UpgradeError: if the counter does not seem to have run on; the clock is left alone then
+    """
+    now = clock.tsc()
+    since_jump_ns = arrival.rate.ns(now - arrival.jumped_at)
+    if not 0 <= since_jump_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME) <= ENTERING_NS:
+        raise UpgradeError("the time stamp counter did not run on across the jump")
+    time.clock_settime_ns(time.CLOCK_REALTIME, wall_ns(arrival.session.ties[-1], now, arrival.rate))
 
 
 def plan_of(identity: str) -> Session | None:

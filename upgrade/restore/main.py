@@ -4,17 +4,16 @@
 Whatever happens here ends in containers that run and a report that says how.
 """
 
-import logging
 import os
 import sys
-import threading
-import traceback
 from collections.abc import Callable
+from dataclasses import replace
+from threading import Thread
 
 from memfs import store
 from upgrade import netconf, netlock, paths
 from upgrade.clock import Clock
-from upgrade.errors import ExitStatus, UpgradeError
+from upgrade.errors import ExitStatus
 from upgrade.host import Host
 from upgrade.kexec.cmdline import session_of
 from upgrade.process import run
@@ -23,51 +22,67 @@ from upgrade.restore.arrival import Arrival
 from upgrade.restore.restorer import Restored, Restorer, cold_start
 from upgrade.session import Session
 
-log = logging.getLogger(__name__)
-
 NETWORK_S = 20.0
+LOCAL_FILES_S = 300.0
 
 
 def main() -> int:
     """Restore the session that this kernel was entered for."""
     clock = Clock()
     begun_at = clock.tsc()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     host = Host()
     identity = session_of(host.command_line())
     if os.geteuid() != 0:
-        log.error("seamless-upgrade: needs root")
+        say("seamless-upgrade: needs root")
         return ExitStatus.NOT_PRIVILEGED
     if identity is None:
-        log.info("this kernel was not entered by an upgrade: nothing to restore")
+        say("this kernel was not entered by an upgrade: nothing to restore")
         return ExitStatus.DONE
-    if (paths.REPORTS / f"{identity}.json").exists():
-        log.info("%s was restored already", identity)
+    if not claim():
+        say(f"{identity} was restored already in this boot")
         return ExitStatus.DONE
+    in_background(
+        lambda: run(["criu", "check"], check=False)
+    )  # fills /run/criu.kdat while the range is opened
     try:
         arrived = arrival.open_store(host, identity)
-    except (UpgradeError, OSError) as e:
+    except Exception as e:
         return _without_store(host, identity, str(e))
     return _restore(host, clock, arrived, begun_at)
 
 
+def say(text: str) -> None:
+    """Narrate, to the journal; importing ``logging`` would be downtime."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def claim() -> bool:
+    """Take the session of this boot; a second start must not restore over what runs."""
+    paths.make_runtime()
+    try:
+        os.close(os.open(paths.CLAIM, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    return True
+
+
 def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
     session = arrived.session
+    moments = {"restore begun": begun_at}
     problems: list[str] = []
-    moments = {"restore begun": begun_at, "store open": clock.tsc()}
-    if session.lock:
-        netlock.lock(session.lock)
-    try:
-        arrival.set_wall_clock(arrived, clock)
-    except OSError as e:
-        problems.append(f"the wall clock could not be set: {e}")
-    network = _in_background(lambda: problems.extend(netconf.restore(host, session.links, NETWORK_S)))
-    restored = Restorer(host, clock, session, network.join).restore_all()
+    locked = session.lock and attempt(
+        lambda: netlock.lock(session.lock), "the network could not be locked", problems
+    )
+    attempt(lambda: arrival.set_wall_clock(arrived, clock), "the wall clock was left alone", problems)
+    network = in_background(lambda: problems.extend(netconf.restore(host, session.links, NETWORK_S)))
+    restorer = Restorer(host, clock, session if locked else replace(session, lock=""), network.join)
+    attempt(wait_for_local_files, "not all local file systems were there", problems)
+    restored = restorer.restore_all()
     moments["restored"] = clock.tsc()
-    network.join()
-    if session.lock:
-        netlock.remove()
+    if locked:
+        attempt(netlock.remove, "the network lock could not be removed", problems)
     moments["unlocked"] = clock.tsc()
+    network.join()
     from upgrade.restore import summary  # the containers run: nothing is urgent any more
 
     status = summary.write(host, clock, arrived, restored, moments, problems)
@@ -75,8 +90,25 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
     return status
 
 
-def _in_background(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
+def attempt(action: Callable[[], object], otherwise: str, problems: list[str]) -> bool:
+    """Do something that must not keep the containers from being restored; note where it failed."""
+    try:
+        action()
+    except Exception as e:
+        problems.append(f"{otherwise}: {e}")
+        say(problems[-1])
+        return False
+    return True
+
+
+def wait_for_local_files() -> None:
+    """Wait for what ``/etc/fstab`` mounts: the files and volumes of the containers."""
+    run(["systemctl", "start", "local-fs.target"], timeout=LOCAL_FILES_S)
+
+
+def in_background(work: Callable[[], object]) -> Thread:
+    """Do something beside the rest."""
+    thread = Thread(target=work, daemon=True)
     thread.start()
     return thread
 
@@ -86,14 +118,15 @@ def _release(arrived: Arrival) -> None:
     try:
         store.unmount(paths.STORE)
         store.wipe(arrived.device)
-    except (OSError, store.StoreFailed):
-        log.warning("cannot release %s: %s", arrived.device, traceback.format_exc(limit=1))
+    except (OSError, store.StoreFailed) as e:
+        say(f"cannot release {arrived.device}: {e}")
     paths.PLAN.unlink(missing_ok=True)
 
 
 def _without_store(host: Host, identity: str, reason: str) -> int:
     """Start everything from cold: the memory did not survive, or cannot be believed."""
-    log.error("%s", reason)
+    say(reason)
+    attempt(wait_for_local_files, "not all local file systems were there", [])
     plan = arrival.plan_of(identity)
     results = (
         [] if plan is None else [_cold(host, plan, number, reason) for number in range(len(plan.containers))]
@@ -102,10 +135,11 @@ def _without_store(host: Host, identity: str, reason: str) -> int:
         run(["umount", os.fspath(paths.STORE)], check=False)
     from upgrade.restore import summary
 
-    return summary.write_without_store(host, identity, plan, results, reason)
+    status = summary.write_without_store(host, identity, plan, results, reason)
+    paths.PLAN.unlink(missing_ok=True)
+    return status
 
 
 def _cold(host: Host, plan: Session, number: int, reason: str) -> Restored:
-    dumped = plan.containers[number]
-    outcome, why = cold_start(host, dumped, reason)
-    return Restored(dumped, outcome, why, 0, 0, 0)
+    outcome, why = cold_start(host, plan.containers[number], reason)
+    return Restored(plan.containers[number], outcome, why, 0)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Restoring the containers in parallel; whatever cannot be restored is started from cold."""
 
-import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from memfs import checksums
 from upgrade import cgroup, netlock, paths
@@ -14,24 +13,19 @@ from upgrade.clock import Clock
 from upgrade.criu import Criu
 from upgrade.engines import engine
 from upgrade.engines.base import Images
-from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.restore import nudge
 from upgrade.restore.arrival import summarize
 from upgrade.session import Dumped, Session
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What became of a container. Moments are TSC values."""
+    """What became of a container; when it ran again (TSC)."""
 
     dumped: Dumped
     outcome: str  # restored, cold-started, lost
     reason: str | None
-    begun_at: int
-    unlocked_at: int
     running_at: int
 
 
@@ -48,44 +42,46 @@ class Restorer:
     def restore_all(self) -> list[Restored]:
         """Restore everything; no failure of one container keeps another from being restored."""
         self.other_criu = self._other_criu()
-        with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1)) as pool:
-            return list(pool.map(self._bring_back, range(len(self.session.containers))))
+        found: dict[int, Restored] = {}
+
+        def bring_back(number: int) -> None:
+            found[number] = self._bring_back(number)
+
+        threads = [Thread(target=bring_back, args=(n,)) for n in range(len(self.session.containers))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [found[number] for number in sorted(found)]
 
     def _other_criu(self) -> str:
         """Return another CRIU's version; images of one version are for that version only."""
-        with Criu() as criu:
-            version = str(criu.version())
+        try:
+            with Criu() as criu:
+                version = str(criu.version())
+        except Exception:
+            return ""  # the restore itself will say what is wrong
         return "" if version == self.session.criu_version else version
 
     def _bring_back(self, number: int) -> Restored:
         dumped = self.session.containers[number]
-        begun_at = self.clock.tsc()
-        unlocked: list[int] = []
+        locked = [dumped.container.host_network and bool(self.session.lock)]
 
         def unlock() -> None:
-            if not unlocked:
-                if dumped.container.host_network and self.session.lock:
-                    netlock.unlock(number)
-                unlocked.append(self.clock.tsc())
+            if locked[0]:
+                netlock.unlock(number)
+                locked[0] = False
 
-        outcome, reason = "restored", self._restore_or_why_not(dumped, unlock)
-        running_at = self.clock.tsc()
-        if reason is None:
-            unlock()
-            nudge.peers(dumped.peers)  # only now have all sockets left repair mode
-        else:
-            log.error("%s: %s", dumped.container.name, reason)
+        outcome, reason = "restored", self._restore(dumped, unlock)
+        if reason is not None:
             outcome, reason = cold_start(self.host, dumped, reason)
-            running_at = self.clock.tsc()
-            unlock()
-        return Restored(dumped, outcome, reason, begun_at, unlocked[0], running_at)
-
-    def _restore_or_why_not(self, dumped: Dumped, unlock: Callable[[], None]) -> str | None:
+        running_at = self.clock.tsc()
         try:
-            return self._restore(dumped, unlock)
-        except Exception as e:  # whatever it was: the container has to run again
-            log.debug("%s", e, exc_info=True)
-            return f"cannot be restored: {e}"
+            unlock()
+            nudge.peers(dumped.peers if outcome == "restored" else ())  # only now have all left repair mode
+        except Exception as e:
+            reason = f"{reason or 'restored'}; but its network stays locked until all are restored: {e}"
+        return Restored(dumped, outcome, reason, running_at)
 
     def _restore(self, dumped: Dumped, unlock: Callable[[], None]) -> str | None:
         """Restore one container; return why it could not be, or None."""
@@ -94,32 +90,35 @@ class Restorer:
                 f"its images are of CRIU {self.session.criu_version}, but CRIU {self.other_criu} is installed"
             )
         directory = paths.STORE / dumped.directory
-        damage = checksums.damage(directory, dict(dumped.checksums), os.cpu_count() or 1)
-        if damage:
-            return f"its images are damaged: {summarize(damage)}"
-        if dumped.container.host_network:
-            self.network_ready()
-        engine(self.host, dumped.container.engine).restore(
-            dumped.container, Images(directory, _work(directory)), unlock
-        )
+        try:
+            damage = checksums.damage(directory, dict(dumped.checksums), os.cpu_count() or 1)
+            if damage:
+                return f"its images are damaged: {summarize(damage)}"
+            if dumped.container.host_network:
+                self.network_ready()
+            images = Images(directory, work_directory(dumped), self.session.restore_timeout_seconds)
+            engine(self.host, dumped.container.engine).restore(dumped.container, images, unlock)
+        except Exception as e:  # whatever it was: the container has to run again
+            return f"it cannot be restored: {e}"
         return None
 
 
-def _work(directory: Path) -> Path:
-    work = directory / "restore"
-    work.mkdir(exist_ok=True)
+def work_directory(dumped: Dumped) -> Path:
+    """Return where CRIU writes its log and statistics of a restore; the range may be full."""
+    work = paths.RUNTIME / f"restore-{dumped.directory}"
+    work.mkdir(mode=0o700, exist_ok=True)
     return work
 
 
 def cold_start(host: Host, dumped: Dumped, reason: str) -> tuple[str, str]:
     """Start a container afresh; return its outcome and the reason, with what failed on the way."""
     container = dumped.container
-    adapter = engine(host, container.engine)
     try:
+        adapter = engine(host, container.engine)
         adapter.clean_up(container)
         cgroup.thaw(host, container.cgroup)
         if adapter.cold_start(container):
             return "cold-started", reason
         return "lost", f"{reason}; no cold start command is configured for it (cold_start in config.toml)"
-    except (OSError, UpgradeError) as e:
+    except Exception as e:
         return "lost", f"{reason}; its cold start failed: {e}"

@@ -4,11 +4,11 @@
 Only called when the containers run again: nothing here is downtime.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from upgrade import paths
 from upgrade.clock import Clock, wall_ns
@@ -18,12 +18,14 @@ from upgrade.kexec.initrd import FIRST_USERSPACE
 from upgrade.report import history, store
 from upgrade.report.history import Event, Record
 from upgrade.report.model import ContainerOutcome, ContainerReport, Outcome, Phase, Report
-from upgrade.restore import bootlog
+from upgrade.restore import bootlog, pages
 from upgrade.restore.arrival import Arrival
-from upgrade.restore.restorer import Restored
+from upgrade.restore.pages import Pages
+from upgrade.restore.restorer import Restored, work_directory
 from upgrade.session import Session
 
-log = logging.getLogger(__name__)
+NO_PAGES = Pages(0, 0)
+T = TypeVar("T")
 
 
 def write(
@@ -36,18 +38,33 @@ def write(
 ) -> ExitStatus:
     """Write report and history; return what the restore's exit status is."""
     session, rate = arrived.session, arrived.rate
-    stamps = {**session.stamps, "jumped": arrived.jumped_at, **_boot(host, clock, arrived), **moments}
+    booted = {"kernel": arrived.jumped_at, "userspace": arrived.jumped_at}
+    stamps = {**session.stamps, **(optional(lambda: _boot(host, clock, arrived)) or booted), **moments}
     downtime = max(r.running_at for r in restored) - stamps["freeze"]
+    counted = [_count(r) for r in restored]
     report = Report(
         **_common(host, session, restored),
         downtime_seconds=rate.ns(downtime) / 1e9,
         downtime_error_seconds=(rate.error_ns(downtime) + sum(tie.error_ns for tie in session.ties)) / 1e9,
         phases=_phases(stamps, rate.hertz),
-        containers=tuple(_container(r, arrived) for r in restored),
+        pages_total=sum(c.total for c in counted),
+        pages_copied=sum(c.copied for c in counted),
+        bytes_copied=sum(c.copied_bytes for c in counted),
+        containers=tuple(_container(r, c, arrived) for r, c in zip(restored, counted, strict=True)),
         warnings=(*session.warnings, *problems),
     )
-    _record_jump(session, wall_ns(session.ties[-1], arrived.jumped_at, rate))
-    return _save(host, report, session)
+    status = _save(host, report, session)
+    optional(lambda: _record_jump(session, wall_ns(session.ties[-1], arrived.jumped_at, rate)))
+    return status
+
+
+def optional(work: Callable[[], T]) -> T | None:
+    """Do something that the report can do without."""
+    try:
+        return work()
+    except Exception as e:
+        print(f"not in the report: {type(e).__name__}: {e}", file=sys.stderr)
+        return None
 
 
 def _boot(host: Host, clock: Clock, arrived: Arrival) -> dict[str, int]:
@@ -73,7 +90,7 @@ def _phases(stamps: Mapping[str, int], hertz: float) -> tuple[Phase, ...]:
     return tuple(Phase(name, (stamps[end] - stamps[begin]) / hertz) for name, begin, end in edges)
 
 
-def _container(restored: Restored, arrived: Arrival) -> ContainerReport:
+def _container(restored: Restored, counted: Pages, arrived: Arrival) -> ContainerReport:
     dumped = restored.dumped
     downtime = restored.running_at - dumped.frozen_at
     back = restored.outcome != ContainerOutcome.LOST and dumped.frozen_at
@@ -83,27 +100,42 @@ def _container(restored: Restored, arrived: Arrival) -> ContainerReport:
         outcome=ContainerOutcome(restored.outcome),
         reason=restored.reason,
         downtime_seconds=arrived.rate.ns(downtime) / 1e9 if back else None,
-        pages_total=dumped.pages_total,
-        pages_copied=dumped.pages_copied,
-        bytes_copied=dumped.bytes_copied,
+        pages_total=counted.total,
+        pages_copied=counted.copied,
+        bytes_copied=counted.copied_bytes,
         tasks=dumped.tasks,
         threads=dumped.threads,
         threads_in_vdso=dumped.threads_in_vdso,
         vdso_action=dumped.vdso_action,
-        dump=dict(dumped.stats),
-        restore=_restore_stats(paths.STORE / dumped.directory / "restore"),
+        dump=_dump_stats(counted, arrived),
+        restore=optional(lambda: _restore_stats(work_directory(dumped))) or {},
     )
+
+
+def _count(restored: Restored) -> Pages:
+    return optional(lambda: pages.count(paths.STORE / restored.dumped.directory)) or NO_PAGES
+
+
+def _dump_stats(counted: Pages, arrived: Arrival) -> dict[str, int]:
+    """Return what CRIU's stats-dump would say; CRIU writes it after the hold, which never ends."""
+
+    def microseconds(begin: str, end: str) -> int:
+        stamps = arrived.session.stamps
+        return arrived.rate.ns(stamps[end] - stamps[begin]) // 1000
+
+    return {
+        "freezing_time": microseconds("freeze", "frozen"),
+        "frozen_time": microseconds("frozen", "quiesced"),
+        "pages_written": counted.copied,
+    }
 
 
 def _restore_stats(work: Path) -> dict[str, int]:
     """Return what CRIU counted, under its own names; nothing if it wrote nothing."""
     from pycriu import images
 
-    try:
-        with (work / "stats-restore").open("rb") as f:
-            return dict(images.load(f)["entries"][0]["restore"])
-    except (OSError, KeyError, IndexError):
-        return {}
+    with (work / "stats-restore").open("rb") as f:
+        return dict(images.load(f)["entries"][0]["restore"])
 
 
 def _common(host: Host, session: Session, restored: Sequence[Restored]) -> dict[str, Any]:
@@ -124,9 +156,6 @@ def _common(host: Host, session: Session, restored: Sequence[Restored]) -> dict[
         "criu_version": session.criu_version,
         "started_at": session.started_at,
         "finished_at": _now(),
-        "pages_total": sum(r.dumped.pages_total for r in restored),
-        "pages_copied": sum(r.dumped.pages_copied for r in restored),
-        "bytes_copied": sum(r.dumped.bytes_copied for r in restored),
         "vdso": session.vdso,
     }
 
@@ -137,7 +166,7 @@ def write_without_store(
     """Write the report of an upgrade whose memory did not come across."""
     if plan is None:
         _record(host, identity)
-        log.error("%s: and its plan is gone, too: no container could be started", identity)
+        print(f"{identity}: its plan is gone, too: no container could be started", file=sys.stderr)
         return ExitStatus.DEGRADED
     report = Report(
         **{**_common(host, plan, results), "outcome": Outcome.DEGRADED, "reason": reason},
@@ -160,7 +189,7 @@ def write_without_store(
 def _save(host: Host, report: Report, session: Session) -> ExitStatus:
     store.save(paths.REPORTS, report)
     _record(host, session.id)
-    log.info("%s: %s", report.id, report.outcome)
+    print(f"{report.id}: {report.outcome}", file=sys.stderr)
     return ExitStatus.DONE if report.outcome is Outcome.UPGRADED else ExitStatus.DEGRADED
 
 

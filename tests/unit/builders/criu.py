@@ -40,7 +40,8 @@ if not data:
 request = rpc.criu_req()
 request.ParseFromString(data)
 kind = rpc.criu_req_type.Name(request.type)
-note(request=kind, opts=base64.b64encode(request.opts.SerializeToString()).decode())
+opts = request.opts.SerializeToString() if request.HasField("opts") else b""
+note(request=kind, opts=base64.b64encode(opts).decode())
 if request.type in (rpc.DUMP, rpc.RESTORE):
     # The descriptors are the client's: work_dir_fd is only valid in its process.
     parent = "/proc/%d/fd/%d/" % (os.getppid(), request.opts.work_dir_fd)
@@ -69,8 +70,6 @@ for step, *arguments in plan.get(kind, []):
         answer.notify.script, answer.notify.pid = "orphan-pts-master", 0
         socket.send_fds(line, [answer.SerializeToString()], [os.open("/dev/null", os.O_RDONLY)])
         line.recv(1 << 20)
-    elif step == "garbage":
-        line.send(base64.b64decode(arguments[0]))
     elif step == "die":
         sys.exit(arguments[0])
     elif step == "kill":

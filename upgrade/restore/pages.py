@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How many pages a dump holds, read from CRIU's pagemaps."""
+"""How many pages a dump held, read from CRIU's pagemaps."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ def count(directory: Path) -> Pages:
 
 
 def _present(directory: Path) -> int:
-    from pycriu import images  # heavy: not for the new kernel's path
+    from pycriu import images  # heavy
 
     present = 0
     for path in directory.glob("pagemap-*.img"):

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""Tests of ``upgrade.netlock`` with the real nft, in a network of their own."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from builders.network import in_network
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from upgrade import netlock
+from upgrade.process import PATH, CommandFailed
+
+assert shutil.which("nft", path=PATH), "scripts/setup installs nftables"
+
+
+def rules_now() -> str:
+    """Return the table as nft shows it, empty if there is none."""
+    done = subprocess.run(["/usr/sbin/nft", "list", "ruleset"], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def check(text: str) -> str:
+    """Return what nft has against some rules."""
+    return subprocess.run(["/usr/sbin/nft", "-c", "-f", "-"], input=text, capture_output=True, text=True).stderr
+
+
+@pytest.mark.parametrize(
+    "ports",
+    [{}, {0: []}, {0: [80]}, {0: [80, 443], 1: [], 2: [1, 65535]}, {0: [80], 1: [80]}, {11: list(range(1, 2000))}],
+)
+def test_nft_takes_the_rules(ports: dict[int, list[int]]) -> None:
+    text = netlock.ruleset(ports)
+    assert in_network(lambda: check(text)) == ""
+    assert in_network(lambda: check(text.replace("drop", "drip") if "drop" in text else "x" + text)) != ""
+
+
+@given(st.dictionaries(st.integers(0, 50), st.lists(st.integers(1, 65535), max_size=5), max_size=5))
+@settings(max_examples=10, deadline=None)
+def test_nft_takes_any_rules(ports: dict[int, list[int]]) -> None:
+    text = netlock.ruleset(ports)
+    assert in_network(lambda: check(text)) == ""
+
+
+@given(st.dictionaries(st.integers(0, 50), st.lists(st.integers(1, 65535), max_size=5), max_size=5))
+def test_every_port_is_in_both_directions_of_its_own_container(ports: dict[int, list[int]]) -> None:
+    chains: dict[str, str] = {}
+    for block in netlock.ruleset(ports).split("  chain ")[1:]:
+        name, _, body = block.partition(" {")
+        chains[name] = body
+    assert chains.keys() == {"input", "output"} | {f"{d}-{n}" for d in ("input", "output") for n in ports}
+    for number, numbers in ports.items():
+        listed = ", ".join(map(str, sorted(set(numbers))))
+        for direction, match in (("input", "dport"), ("output", "sport")):
+            assert (f"th {match} {{ {listed} }} drop" in chains[f"{direction}-{number}"]) == bool(numbers)
+            assert f"jump {direction}-{number}\n" in chains[direction]
+
+
+def reached(port: int) -> str:
+    """Return what comes of connecting to a port: ``answered``, ``refused`` or ``silence``."""
+    with socket.socket() as s:
+        s.settimeout(0.15)
+        try:
+            s.connect(("127.0.0.1", port))
+            return "answered"
+        except TimeoutError:
+            return "silence"
+        except ConnectionRefusedError:
+            return "refused"
+
+
+def both(ports: tuple[int, int]) -> tuple[str, str]:
+    return reached(ports[0]), reached(ports[1])
+
+
+def test_each_container_is_locked_and_unlocked_by_itself() -> None:
+    def scenario() -> list[tuple[str, str]]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            ports = (server.getsockname()[1], 9)  # nobody listens on 9: the kernel answers with RST
+            seen = [both(ports)]
+            netlock.lock(netlock.ruleset({0: [ports[0]], 1: [ports[1]]}))
+            seen.append(both(ports))
+            netlock.unlock(1)
+            seen.append(both(ports))
+            netlock.unlock(0)
+            seen.append(both(ports))
+            return seen
+
+    assert in_network(scenario) == [
+        ("answered", "refused"),
+        ("silence", "silence"),
+        ("silence", "refused"),
+        ("answered", "refused"),
+    ]
+
+
+def test_what_a_locked_socket_sends_is_dropped_and_others_are_not() -> None:
+    def scenario() -> list[bool]:
+        seen = []
+        for locked in (True, False):
+            with socket.socket(type=socket.SOCK_DGRAM) as sender, socket.socket(type=socket.SOCK_DGRAM) as peer:
+                sender.bind(("127.0.0.1", 0))
+                peer.bind(("127.0.0.1", 0))
+                peer.settimeout(0.15)
+                own = sender.getsockname()[1]
+                netlock.lock(netlock.ruleset({0: [own if locked else own ^ 1]}))
+                with suppress(PermissionError):  # what the kernel tells the sender of a dropped datagram
+                    sender.sendto(b"x", peer.getsockname())
+                try:
+                    seen.append(peer.recv(10) == b"x")
+                except TimeoutError:
+                    seen.append(False)
+        return seen
+
+    assert in_network(scenario) == [False, True]
+
+
+def test_a_lock_replaces_another_and_its_rules_can_be_loaded_again() -> None:
+    def scenario() -> tuple[str, str]:
+        netlock.lock(netlock.ruleset({0: [4711], 1: [4712]}))
+        netlock.lock(netlock.ruleset({0: [4713]}))
+        return rules_now(), str(rules_now().count("4713"))
+
+    text, count = in_network(scenario)
+    assert "4711" not in text
+    assert count == "2"
+
+
+def test_removing_leaves_nothing_of_ours_and_all_of_others() -> None:
+    def scenario() -> list[str]:
+        netlock.remove()
+        subprocess.run(["/usr/sbin/nft", "add table inet other"], check=True)
+        before = rules_now()
+        netlock.lock(netlock.ruleset({0: [4711]}))
+        netlock.remove()
+        netlock.remove()
+        return [before, rules_now()]
+
+    before, after = in_network(scenario)
+    assert "table inet other" in before
+    assert after == before
+
+
+@pytest.mark.parametrize("call", [lambda: netlock.lock("table {"), lambda: netlock.unlock(0)])
+def test_what_nft_does_not_take_is_an_error(call: Callable[[], None]) -> None:
+    def scenario() -> str:
+        try:
+            call()
+        except CommandFailed as e:
+            return e.message
+        return ""
+
+    assert "Error" in in_network(scenario) or "rror" in in_network(scenario)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: MIT
+"""From the freeze to the jump, while the containers stand still. Whatever is here is downtime."""
+
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from memfs import checksums
+from upgrade import cgroup, linux, netlock, paths
+from upgrade.config import Config
+from upgrade.dump import peers, sockets, threads
+from upgrade.dump.dumper import Dumps
+from upgrade.errors import UpgradeError
+from upgrade.events import Events
+from upgrade.host import Host
+from upgrade.kexec import filesystems, load
+from upgrade.kexec.filesystems import Mount
+from upgrade.session import FILE, JUMP_FILE, Dumped, Session
+from upgrade.undo import Undo
+
+
+class Standstill:
+    """The frozen part of a transaction."""
+
+    def __init__(self, host: Host, config: Config, events: Events, undo: Undo, dumps: Dumps) -> None:
+        self.host = host
+        self.config = config
+        self.events = events
+        self.undo = undo
+        self.dumps = dumps
+
+    def jump(self, session: Session) -> None:
+        """Freeze, dump and jump; returns only by an exception."""
+        peers.prepare()
+        freezable = filesystems.writable(self.host, [paths.STORE])
+        remote = filesystems.remote(self.host)
+        with self.events.step("freezing the containers"):
+            session = self._freeze(session)
+        with self.events.step("dumping"):
+            self.dumps.start()
+            self.dumps.wait_until_held()
+            self._freeze_again(session)
+        self.events.stamp("dumped")
+        with self.events.step("capturing"):
+            disks = Limited(lambda: self._quiesce_disks(freezable, remote))
+            session = self._capture(session)
+            self.events.stamp("captured")
+            disks.wait(self.config.filesystem_timeout_seconds, "a file system was not synced in time")
+        self.events.stamp("quiesced")
+        self.events.say(f"jumping into {session.kernel_to}")
+        self._jump(session)
+
+    def _freeze(self, session: Session) -> Session:
+        """Stop every task, then lock its sockets: what arrives in between waits in queues that are dumped."""
+        names = [dumped.container.cgroup for dumped in session.containers]
+        self.undo.push("thaw", cgroups=names)
+        frozen_at = self.events.stamp("freeze")
+        cgroup.freeze(self.host, names, self.config.freeze_timeout_seconds)
+        frozen = tuple(self._look_at(dumped, frozen_at, session) for dumped in session.containers)
+        rules = netlock.ruleset(self._ports(frozen))
+        self.undo.push("unlock")
+        netlock.lock(rules)
+        self.events.stamp("frozen")
+        return replace(session, containers=frozen, lock=rules)
+
+    def _freeze_again(self, session: Session) -> None:
+        """Keep the tasks stopped even if a CRIU dies: it thawed the cgroup once it had stopped them itself."""
+        for dumped in session.containers:
+            self.host.write(cgroup.path(dumped.container.cgroup, "cgroup.freeze"), "1")
+
+    def _look_at(self, dumped: Dumped, frozen_at: int, session: Session) -> Dumped:
+        name = dumped.container.cgroup
+        caught = threads.leave_vdso(self.host, name, self.config.freeze_timeout_seconds)
+        if caught.left and any(symbol["change"] != "same" for symbol in session.vdso["symbols"]):
+            raise UpgradeError(
+                f"{caught.left} threads are inside the vDSO, which the new kernel replaces by another",
+                subject=dumped.container.name,
+                hint="try again: it asks for the time without a pause",
+            )
+        pids = cgroup.pids(self.host, name)
+        return replace(
+            dumped,
+            tasks=len(pids),
+            threads=threads.count(self.host, pids),
+            threads_in_vdso=caught.first,
+            vdso_action=caught.action,
+            frozen_at=frozen_at,
+        )
+
+    def _ports(self, containers: Iterable[Dumped]) -> dict[int, tuple[int, ...]]:
+        table = sockets.table(self.host)
+        return {
+            number: sockets.ports(
+                sockets.of_pids(self.host, cgroup.pids(self.host, d.container.cgroup), table)
+            )
+            if d.container.host_network
+            else ()
+            for number, d in enumerate(containers)
+        }
+
+    def _quiesce_disks(self, freezable: list[Mount], remote: list[Mount]) -> None:
+        for mount in remote:
+            linux.sync_filesystem(mount.where)
+        for mount in freezable:
+            self.undo.push("thaw_filesystem", where=mount.where)
+            if not filesystems.freeze(mount):
+                self.undo.forget("thaw_filesystem")
+                self.events.warn(f"{mount.where} ({mount.kind}) cannot be frozen; it was only synced")
+
+    def _capture(self, session: Session) -> Session:
+        with ThreadPoolExecutor(max_workers=len(session.containers)) as pool:
+            return replace(session, containers=tuple(pool.map(self._capture_one, session.containers)))
+
+    def _capture_one(self, dumped: Dumped) -> Dumped:
+        directory = paths.STORE / dumped.directory
+        nudged = self.config.nudge and dumped.container.host_network
+        return replace(
+            dumped,
+            peers=peers.of_images(directory) if nudged else (),
+            checksums=checksums.of_tree(directory, os.cpu_count() or 1),
+        )
+
+    def _jump(self, session: Session) -> None:
+        complete = replace(
+            session,
+            stamps=dict(self.events.stamps),
+            ties=(*session.ties, self.events.clock.tie()),
+            warnings=tuple(self.events.warnings),
+        )
+        complete.save(paths.STORE / FILE)
+        jump = os.open(paths.STORE / JUMP_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.write(jump, bytes(8))
+        linux.sync_filesystem(str(paths.STORE))
+        if not self.dumps.still_held():
+            raise UpgradeError(
+                "a CRIU ended while it held its container", hint="see the kernel's log: out of memory?"
+            )
+        if not load.is_loaded(self.host):
+            raise UpgradeError("somebody unloaded the new kernel", subject=session.kernel_to)
+        os.pwrite(jump, struct.pack("<Q", self.events.clock.tsc()), 0)
+        try:
+            linux.reboot_kexec()
+        except OSError as e:
+            raise UpgradeError(f"the kernel did not jump: {e}", subject=session.kernel_to) from e
+
+
+class Limited(threading.Thread):
+    """Work that may hang in the kernel, done beside the rest."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self.work = work
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Do the work."""
+        try:
+            self.work()
+        except Exception as e:
+            self.error = e
+
+    def wait(self, limit_s: float, otherwise: str) -> None:
+        """Wait for the end of the work.
+
+        :raises UpgradeError: with the text ``otherwise`` if it did not end within ``limit_s``; whatever it raised
+        """
+        self.join(limit_s)
+        if self.is_alive():
+            raise UpgradeError(otherwise, hint="raise filesystem_timeout_seconds, or leave out what hangs")
+        if self.error is not None:
+            raise UpgradeError(f"a file system cannot be synced: {self.error}") from self.error
