@@ -12,7 +12,8 @@ from dataclasses import dataclass
 KASLR_RANGES = 4
 
 _SUFFIXES = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-_NUMBER = r"(?:0[xX][0-9a-fA-F]+|\d+)[kKmMgGtTpPeE]?"
+# simple_strtoull() with base 0: a leading zero means octal
+_NUMBER = r"(?:0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)[kKmMgGtTpPeE]?"
 _ENTRY = re.compile(rf"(?P<size>{_NUMBER})!(?P<start>{_NUMBER})")
 
 
@@ -42,7 +43,8 @@ def parse_size(text: str) -> int:
     if suffix == "e" and text[:2].lower() == "0x":
         suffix = ""
     digits = text[: len(text) - len(suffix)]
-    return int(digits, 16 if digits[:2].lower() == "0x" else 10) << _SUFFIXES[suffix]
+    base = 16 if digits[:2].lower() == "0x" else 8 if digits[:1] == "0" else 10
+    return int(digits, base) << _SUFFIXES[suffix]
 
 
 def parse_command_line(command_line: str) -> list[Range]:

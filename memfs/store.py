@@ -74,9 +74,10 @@ def mount(device: Path, where: Path, *, read_only: bool = False) -> None:
 
 
 def unmount(where: Path) -> None:
-    """Unmount a store; nothing happens if none is mounted there."""
+    """Unmount a store and remove its mount point; nothing happens if none is mounted there."""
     if os.path.ismount(where):
         _call("umount", os.fspath(where))
+        where.rmdir()
 
 
 def wipe(device: Path) -> None:

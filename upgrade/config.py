@@ -7,6 +7,7 @@ that restarts kernels a typo must not be silent.
 """
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -42,8 +43,8 @@ class Config:
         """Read all files; :class:`UsageError` names file, key and the nearest known key."""
         merged: dict[str, Any] = {}
         for file in _files(host):
-            merged.update(_read(file))
-        return cls(**{key: _typed(key, value) for key, value in merged.items()})
+            merged.update({key: _typed(file, key, value) for key, value in _read(file).items()})
+        return cls(**merged)
 
 
 def _files(host: Host) -> list[Path]:
@@ -68,18 +69,21 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _typed(key: str, value: Any) -> Any:
+def _typed(file: Path, key: str, value: Any) -> Any:
+    subject = f"{file}: {key}"
     wanted = type(next(f.default for f in fields(Config) if f.name == key))
     if key == "cold_start":
         if isinstance(value, dict) and all(_is_command(command) for command in value.values()):
             return {cgroup: tuple(command) for cgroup, command in value.items()}
         raise UsageError(
-            'must be a table like "/workload/redis" = ["redis-server", "--port", "6379"]', subject=key
+            'must be a table like "/workload/redis" = ["redis-server", "--port", "6379"]', subject=subject
         )
     if wanted is float and type(value) is int:
-        return float(value)
+        value = float(value)
     if type(value) is not wanted:
-        raise UsageError(f"must be of type {wanted.__name__}, not {type(value).__name__}", subject=key)
+        raise UsageError(f"must be of type {wanted.__name__}, not {type(value).__name__}", subject=subject)
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
+        raise UsageError("must be a number that is not negative", subject=subject)
     return value
 
 

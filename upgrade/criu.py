@@ -114,29 +114,38 @@ class Criu:
         return int(self._call(self.rpc.criu_req(type=self.rpc.RESTORE, opts=options), notify).restore.pid)
 
     def _call(self, request: Any, notify: Notify | None = None) -> Any:
-        self.socket.send(request.SerializeToString())
+        self._send(request)
         while True:
             answer = self._receive()
             if answer.type != self.rpc.NOTIFY:
                 break
             happy = notify(answer.notify.script, answer.notify.pid) if notify is not None else True
-            self.socket.send(
-                self.rpc.criu_req(type=self.rpc.NOTIFY, notify_success=happy).SerializeToString()
-            )
+            self._send(self.rpc.criu_req(type=self.rpc.NOTIFY, notify_success=happy))
         if not answer.success:
             reason = answer.cr_errmsg.strip() or _errno_text(answer.cr_errno)
             raise CriuError(reason, subject="criu")
         return answer
+
+    def _send(self, request: Any) -> None:
+        try:
+            self.socket.send(request.SerializeToString())
+        except ConnectionError as e:
+            raise self._ended() from e
+
+    def _ended(self) -> CriuError:
+        return CriuError(f"ended without an answer (status {self.process.wait()})", subject="criu")
 
     def _receive(self) -> Any:
         try:
             data, fds, _, _ = socket.recv_fds(self.socket, MESSAGE_BYTES, 4)
         except TimeoutError as e:
             raise CriuError(f"no answer within {self.socket.gettimeout():.0f} s", subject="criu") from e
+        except ConnectionError as e:  # it ended with our request unread
+            raise self._ended() from e
         for fd in fds:  # orphan-pts-master: nobody asked for it
             os.close(fd)
         if not data:
-            raise CriuError(f"ended without an answer (status {self.process.wait()})", subject="criu")
+            raise self._ended()
         answer = self.rpc.criu_resp()
         answer.ParseFromString(data)
         return answer

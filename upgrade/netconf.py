@@ -57,6 +57,7 @@ def _routes(name: str) -> tuple[str, ...]:
             words = [route["dst"]]
             words += ["via", route["gateway"]] if "gateway" in route else []
             words += ["metric", str(route["metric"])] if "metric" in route else []
+            words += ["onlink"] if "onlink" in route.get("flags", ()) else []
             found.append(" ".join([family, *words]))
     return tuple(sorted(found, key=lambda words: "via" in words))
 

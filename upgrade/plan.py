@@ -164,7 +164,7 @@ def find_containers(host: Host, request: Request) -> list[Container]:
     for name in request.containers:
         found.append(engine(host, "runc").find(name))
     if request.all:
-        found += [c for each in engines(host) for c in each.available()]
+        found += [each.find(c.name) for each in engines(host) for c in each.available()]
     unique = list({(c.engine, c.name): c for c in found}.values())
     if not unique:
         raise UsageError(
@@ -201,11 +201,12 @@ def _memory_bytes(host: Host, container: Container) -> int:
         line.split() for line in host.read_or(cgroup.path(container.cgroup, "memory.stat"), "").splitlines()
     )
     if stat:
-        return int(stat.get("anon", 0)) + int(stat.get("shmem", 0))
+        swapped = int(host.read_or(cgroup.path(container.cgroup, "memory.swap.current"), "0"))
+        return int(stat.get("anon", 0)) + int(stat.get("shmem", 0)) + swapped
     total = 0
     for pid in cgroup.pids(host, container.cgroup):
         for line in host.read_or(f"/proc/{pid}/status", "").splitlines():
-            if line.startswith(("RssAnon:", "RssShmem:")):
+            if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:")):
                 total += int(line.split()[1]) * 1024
     return total
 

@@ -87,7 +87,11 @@ def run(
             env=environment(env),
         )
     except FileNotFoundError as e:
+        if cwd is not None and not cwd.is_dir():
+            raise
         raise missing(argv[0]) from e
+    except PermissionError as e:
+        raise UpgradeError(f"cannot be executed: {e.strerror}", subject=argv[0]) from e
     except subprocess.TimeoutExpired as e:
         raise UpgradeError(f"no answer within {timeout} s: {shlex.join(argv)}", subject=argv[0]) from e
     if check and done.returncode != 0:

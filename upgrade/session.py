@@ -92,10 +92,13 @@ class Session:
             raise SessionDamaged(f"cannot read the session record: {e}") from e
         if checksums.of_bytes(text.rstrip("\n").encode()) != digest:
             raise SessionDamaged("the session record is damaged (its checksum differs)")
-        data = json.loads(text)
-        if data.get("format") != FORMAT:
-            raise SessionDamaged(f"the session record has format {data.get('format')}, not {FORMAT}")
-        return cls(**_rebuild(data))
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise SessionDamaged(f"the session record has format {data['format']}, not {FORMAT}")
+            return cls(**_rebuild(data))
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise SessionDamaged(f"the session record is of another version: {e!r}") from e
 
 
 def _rebuild(data: dict[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,10 @@ class Undo:
                 ACTIONS[entry["action"]](self.host, **entry["arguments"])
             except Exception as e:  # the other steps must be undone all the same
                 problems.append(f"could not undo {entry['action']}: {e}")
-            self._drop(entry)
+            try:
+                self._drop(entry)
+            except OSError as e:
+                problems.append(f"could not record that {entry['action']} was undone: {e}")
         return problems
 
     def _drop(self, entry: dict[str, Any]) -> None:

@@ -42,7 +42,10 @@ def test_all_are_told_before_any_is_waited_for(machine: Machine) -> None:
     for name in ("/a", "/b"):
         machine.cgroup(name, [5])
     cgroup.freeze(machine.host, iter(["/a", "/b"]), 1)
-    assert machine.writes == [("/sys/fs/cgroup/a/cgroup.freeze", "1"), ("/sys/fs/cgroup/b/cgroup.freeze", "1")]
+    assert machine.writes == [
+        ("/sys/fs/cgroup/a/cgroup.freeze", "1"),
+        ("/sys/fs/cgroup/b/cgroup.freeze", "1"),
+    ]
     assert cgroup.is_frozen(machine.host, "/a")
     cgroup.thaw(machine.host, "/a")
     assert not cgroup.is_frozen(machine.host, "/a")

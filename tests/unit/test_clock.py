@@ -78,7 +78,9 @@ def test_stamps_mean_what_the_ties_say(hertz: int, seconds: int, later: int, sta
     rate = frequency(first, last)
     assert rate.hertz == pytest.approx(hertz)
     assert rate.relative_error >= 120 / (seconds * 10**9)
-    assert wall_ns(last, last.tsc + later, rate) == pytest.approx(last.wall_ns + later * 10**9 / hertz, abs=500)
+    assert wall_ns(last, last.tsc + later, rate) == pytest.approx(
+        last.wall_ns + later * 10**9 / hertz, abs=500
+    )
 
 
 @given(st.integers(-(10**15), 10**15))

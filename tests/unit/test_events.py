@@ -30,7 +30,9 @@ def test_each_step_is_a_line(events: Events) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failed_step_is_told_again_and_the_error_goes_on(events: Events, error: type[BaseException]) -> None:
+def test_a_failed_step_is_told_again_and_the_error_goes_on(
+    events: Events, error: type[BaseException]
+) -> None:
     with pytest.raises(error), events.step("outer"), events.step("inner"):
         raise error
     assert told(events) == ["outer", "inner", "failed: inner", "failed: outer"]

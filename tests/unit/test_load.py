@@ -48,7 +48,9 @@ def test_the_command_is_asked_where_the_call_says_no(
 ) -> None:
     deny(monkeypatch, errno.EPERM)
     copy = tmp_path / "copy"
-    programs.add("kexec", f'for w in "$@"; do case $w in --initrd=*) cat "${{w#--initrd=}}" > {copy};; esac; done')
+    programs.add(
+        "kexec", f'for w in "$@"; do case $w in --initrd=*) cat "${{w#--initrd=}}" > {copy};; esac; done'
+    )
     assert load.load(kernel, INITRD, "quiet 'x' y") == "kexec_load"
     (call,) = programs.calls("kexec")
     assert call[1:4] == ["--load", "--kexec-syscall", str(kernel)]

@@ -19,7 +19,9 @@ from upgrade.host import Host
 from upgrade.netconf import Link
 
 MAC = "52:54:00:12:34:56"
-LINK = Link("eth0", MAC, 1400, "virtio_net", ("10.0.0.1/24 broadcast 10.0.0.255",), ("-4 default via 10.0.0.9",))
+LINK = Link(
+    "eth0", MAC, 1400, "virtio_net", ("10.0.0.1/24 broadcast 10.0.0.255",), ("-4 default via 10.0.0.9",)
+)
 
 ADDRESSES: list[dict[str, Any]] = [
     {
@@ -74,11 +76,14 @@ def ip_says(programs: Programs, tmp_path: Path, four: Any = ROUTES_4, six: Any =
     for name, content in (("address", ADDRESSES), ("-4", four), ("-6", six)):
         (tmp_path / name).write_text(json.dumps(content))
     programs.add(
-        "ip", f'case "$*" in *address*) cat {tmp_path}/address;; *-4*) cat {tmp_path}/-4;; *) cat {tmp_path}/-6;; esac'
+        "ip",
+        f'case "$*" in *address*) cat {tmp_path}/address;; *-4*) cat {tmp_path}/-4;; *) cat {tmp_path}/-6;; esac',
     )
 
 
-def test_a_snapshot_holds_the_cards_and_no_bridges(machine: Machine, programs: Programs, tmp_path: Path) -> None:
+def test_a_snapshot_holds_the_cards_and_no_bridges(
+    machine: Machine, programs: Programs, tmp_path: Path
+) -> None:
     card(machine, "eth0")
     card(machine, "docker0", "02:42:00:00:00:01", None)
     ip_says(programs, tmp_path)
@@ -89,7 +94,11 @@ def test_a_snapshot_holds_the_cards_and_no_bridges(machine: Machine, programs: P
             1400,
             "virtio_net",
             ("10.0.0.1/24 broadcast 10.0.0.255", "2001:db8::5/64"),
-            ("-4 10.0.0.9 metric 100", "-4 default via 10.0.0.9 metric 100", "-6 default via fe80::99 metric 1024"),
+            (
+                "-4 10.0.0.9 metric 100",
+                "-4 default via 10.0.0.9 metric 100",
+                "-6 default via fe80::99 metric 1024",
+            ),
         )
     ]
 
@@ -184,11 +193,22 @@ def shown(*words: str) -> str:
     "commands",
     [
         ("address add 10.0.0.1/24 brd + dev eth0", "route add default via 10.0.0.9 metric 100"),
-        ("address add 192.0.2.5/32 dev eth0", "route add 172.31.1.1 dev eth0", "route add default via 172.31.1.1"),
+        (
+            "address add 192.0.2.5/32 dev eth0",
+            "route add 172.31.1.1 dev eth0",
+            "route add default via 172.31.1.1",
+        ),
         ("address add 192.0.2.5/32 dev eth0", "route add default via 172.31.1.1 dev eth0 onlink"),
-        ("-6 address add 2001:db8::5/64 dev eth0 nodad", "-6 route add default via fe80::99 dev eth0 metric 1024"),
+        (
+            "-6 address add 2001:db8::5/64 dev eth0 nodad",
+            "-6 route add default via fe80::99 dev eth0 metric 1024",
+        ),
         ("-6 address add 2001:db8::5/64 dev eth0 nodad", "-6 route add 2001:db8:1::/48 via 2001:db8::1"),
-        ("address add 10.0.0.1/24 dev eth0", "address add 10.0.1.1/24 dev eth0", "route add 10.7.0.0/16 via 10.0.1.9"),
+        (
+            "address add 10.0.0.1/24 dev eth0",
+            "address add 10.0.1.1/24 dev eth0",
+            "route add 10.7.0.0/16 via 10.0.1.9",
+        ),
     ],
 )
 def test_addresses_and_routes_survive_the_real_ip(
@@ -199,7 +219,9 @@ def test_addresses_and_routes_survive_the_real_ip(
 
     def routes() -> list[str]:
         lines = (shown("route") + shown("-6", "route")).splitlines()
-        return sorted(" ".join(line.split()).replace(" linkdown", "") for line in lines if "fe80::/64" not in line)
+        return sorted(
+            " ".join(line.split()).replace(" linkdown", "") for line in lines if "fe80::/64" not in line
+        )
 
     def scenario() -> Any:
         host = Host(machine.root)

@@ -26,12 +26,21 @@ def rules_now() -> str:
 
 def check(text: str) -> str:
     """Return what nft has against some rules."""
-    return subprocess.run(["/usr/sbin/nft", "-c", "-f", "-"], input=text, capture_output=True, text=True).stderr
+    return subprocess.run(
+        ["/usr/sbin/nft", "-c", "-f", "-"], input=text, capture_output=True, text=True
+    ).stderr
 
 
 @pytest.mark.parametrize(
     "ports",
-    [{}, {0: []}, {0: [80]}, {0: [80, 443], 1: [], 2: [1, 65535]}, {0: [80], 1: [80]}, {11: list(range(1, 2000))}],
+    [
+        {},
+        {0: []},
+        {0: [80]},
+        {0: [80, 443], 1: [], 2: [1, 65535]},
+        {0: [80], 1: [80]},
+        {11: list(range(1, 2000))},
+    ],
 )
 def test_nft_takes_the_rules(ports: dict[int, list[int]]) -> None:
     text = netlock.ruleset(ports)
@@ -102,7 +111,10 @@ def test_what_a_locked_socket_sends_is_dropped_and_others_are_not() -> None:
     def scenario() -> list[bool]:
         seen = []
         for locked in (True, False):
-            with socket.socket(type=socket.SOCK_DGRAM) as sender, socket.socket(type=socket.SOCK_DGRAM) as peer:
+            with (
+                socket.socket(type=socket.SOCK_DGRAM) as sender,
+                socket.socket(type=socket.SOCK_DGRAM) as peer,
+            ):
                 sender.bind(("127.0.0.1", 0))
                 peer.bind(("127.0.0.1", 0))
                 peer.settimeout(0.15)

@@ -12,6 +12,8 @@ from pycriu import images
 
 from upgrade.dump import peers
 
+pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")  # pycriu under protobuf 6
+
 ESTABLISHED, LISTEN = 1, 10
 FOWN = {"uid": 0, "euid": 0, "signum": 0, "pid_type": 0, "pid": 0}
 OPTIONS = {"so_sndbuf": 1, "so_rcvbuf": 1, "so_snd_tmo_sec": 0, "so_snd_tmo_usec": 0} | {

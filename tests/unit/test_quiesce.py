@@ -70,7 +70,9 @@ def test_active_units_are_named(programs: Programs) -> None:
 
 
 def test_the_target_keeps_the_network_and_the_containers(machine: Machine, programs: Programs) -> None:
-    programs.add("systemctl", 'case "$1" in list-units) echo "dbus.service loaded active running D-Bus";; esac')
+    programs.add(
+        "systemctl", 'case "$1" in list-units) echo "dbus.service loaded active running D-Bus";; esac'
+    )
     quiesce.write_target(machine.host, ["/system.slice/redis.service", "/workload/x", "/m.slice/c.scope"])
     text = machine.host.read(quiesce.TARGET_FILE)
     settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)

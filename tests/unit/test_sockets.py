@@ -27,7 +27,9 @@ def fd(machine: Machine, pid: int, number: int, target: str) -> None:
 
 def test_the_sockets_of_some_processes(machine: Machine) -> None:
     machine.file("/proc/net/tcp", TCP.rstrip("\n"))
-    machine.file("/proc/net/udp6", TCP.splitlines()[0] + "\n   9: " + "0" * 32 + ":0035 0:0 07 0:0 0:0 0 0 0 503 2 0 0")
+    machine.file(
+        "/proc/net/udp6", TCP.splitlines()[0] + "\n   9: " + "0" * 32 + ":0035 0:0 07 0:0 0:0 0 0 0 503 2 0 0"
+    )
     for number, target in enumerate(["socket:[502]", "/dev/null", "socket:[999]", "anon_inode:[eventpoll]"]):
         fd(machine, 7, number, target)
     fd(machine, 8, 0, "socket:[503]")
@@ -71,7 +73,13 @@ def test_the_kernel_s_own_tables_are_read() -> None:
         of_us = sockets.of_pids(host, [os.getpid()], sockets.table(host))
         os.write(gate[1], b"x")
         os.waitpid(child, 0)
-        return expected, list(sockets.ports(found)), established, list(sockets.ports(of_child)), [s.port for s in of_us]
+        return (
+            expected,
+            list(sockets.ports(found)),
+            established,
+            list(sockets.ports(of_child)),
+            [s.port for s in of_us],
+        )
 
     gate = os.pipe()
     expected, found, established, of_child, of_us = in_network(scenario)

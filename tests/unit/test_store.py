@@ -41,7 +41,7 @@ def test_a_store_has_no_journal_and_is_sound(device: Path) -> None:
 def test_our_own_store_may_be_made_again_and_is_empty_then(device: Path) -> None:
     store.make(device)
     subprocess.run(["/usr/sbin/debugfs", "-w", "-R", "mkdir old", device], capture_output=True, check=True)
-    listing = ["/usr/sbin/debugfs", "-R", "ls -p /", device]
+    listing = ["/usr/sbin/debugfs", "-R", "ls -p /", str(device)]
     assert b"/old/" in subprocess.run(listing, capture_output=True).stdout
     store.make(device)
     assert b"/old/" not in subprocess.run(listing, capture_output=True).stdout

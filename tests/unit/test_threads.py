@@ -90,7 +90,7 @@ def test_a_program_that_is_executed_meanwhile_has_its_vdso_elsewhere(frozen: Mac
     elsewhere = VDSO[0] + (1 << 30)
 
     def execute(_cgroup: str) -> None:
-        if frozen.host.read("/proc/5/maps").endswith(vdso_line(*VDSO)[-40:]):
+        if frozen.host.read("/proc/5/maps") == vdso_line(*VDSO):
             frozen.file("/proc/5/maps", vdso_line(elsewhere, elsewhere + 0x2000))
             put(frozen, 51, at(elsewhere + 0x10))
         else:

@@ -9,8 +9,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from upgrade.errors import ExitStatus, UpgradeError
+
+if TYPE_CHECKING:
+    import argparse
 
 SCHEMA_VERSION = 1
 
@@ -18,13 +22,20 @@ SCHEMA_VERSION = 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["restore"]:  # the new kernel: nothing but what is needed is imported
+    if words == ["restore"]:  # the new kernel: nothing but what is needed is imported
         from upgrade.restore.main import main as restore
 
         return int(restore())
     from upgrade.cli.parser import parse
 
-    options = parse(words)
+    try:
+        return _run(parse(words))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitStatus.FAILED)
+
+
+def _run(options: "argparse.Namespace") -> int:
     logging.basicConfig(
         level=logging.DEBUG if options.debug else logging.INFO, format="%(message)s", stream=sys.stderr
     )
@@ -35,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail(UpgradeError("interrupted", status=ExitStatus.INTERRUPTED), as_json=options.json)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitStatus.FAILED)
+        raise
+    except OSError as e:
+        return fail(UpgradeError(str(e)), as_json=options.json)
 
 
 def fail(error: UpgradeError, *, as_json: bool) -> int:

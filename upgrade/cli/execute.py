@@ -2,13 +2,13 @@
 """What the unit runs: the transaction itself (``seamless-upgrade.service``)."""
 
 import argparse
-import json
 import logging
 import signal
 import traceback
 from types import FrameType
 
 from upgrade import paths
+from upgrade.cli import outcome
 from upgrade.clock import Clock
 from upgrade.config import Config
 from upgrade.errors import ExitStatus, Interrupted, UpgradeError
@@ -48,8 +48,6 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def _end(error: UpgradeError) -> int:
     """Tell the command that follows; it prints this."""
-    temporary = paths.OUTCOME.with_suffix(".new")
-    temporary.write_text(json.dumps({"outcome": "rolled-back", "error": error.to_json()}))
-    temporary.rename(paths.OUTCOME)
+    outcome.write(error)
     log.error("%s", error)
     return int(error.status or ExitStatus.FAILED)

@@ -2,12 +2,11 @@
 """What the unit runs when the run has ended: undo what a killed run could not (``ExecStopPost=``)."""
 
 import argparse
-import json
 
 import psutil
 
 from upgrade import paths
-from upgrade.cli import say
+from upgrade.cli import outcome, say
 from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.undo import Undo
@@ -25,8 +24,8 @@ def main(_options: argparse.Namespace) -> int:
         say(problem)
     if not paths.OUTCOME.exists():
         hint = f"journalctl -u {paths.RUN_UNIT}"
-        error = UpgradeError("the run was killed; everything was undone", hint=hint)
-        paths.OUTCOME.write_text(json.dumps({"outcome": "rolled-back", "error": error.to_json()}))
+        undone = "; ".join(problems) if problems else "everything was undone"
+        outcome.write(UpgradeError(f"the run was killed; {undone}", hint=hint))
     return ExitStatus.FAILED if problems else ExitStatus.DONE
 
 

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from upgrade import paths, plan
-from upgrade.cli import SCHEMA_VERSION, answer, check, say
+from upgrade.cli import SCHEMA_VERSION, answer, check, outcome, say
 from upgrade.config import Config
 from upgrade.errors import ExitStatus, Interrupted, Refusal, UpgradeError, UsageError
 from upgrade.host import Host
@@ -42,12 +43,12 @@ def main(options: argparse.Namespace) -> int:
     with _interruptible():
         run(["systemctl", "start", "--no-block", paths.RUN_UNIT])
         try:
-            outcome = _follow()
+            ended = _follow()
         except Interrupted:
             say("aborting")
             run(["systemctl", "stop", paths.RUN_UNIT], timeout=300)
-            outcome = _follow()
-    return _finish(outcome, as_json=options.json)
+            ended = _follow()
+    return _finish(ended, as_json=options.json)
 
 
 def refuse_second() -> None:
@@ -87,18 +88,18 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _follow() -> dict[str, object]:
+def _follow() -> dict[str, Any]:
     """Print the run's events until it has ended; return its outcome."""
     seen = 0
     started = time.monotonic()
     while True:
-        ended = paths.OUTCOME.exists()
+        ended = outcome.read()
         lines = paths.EVENTS.read_text().splitlines() if paths.EVENTS.exists() else []
         for line in lines[seen:]:
             say(json.loads(line)["text"])
         seen = len(lines)
-        if ended:
-            return dict(json.loads(paths.OUTCOME.read_text()))
+        if ended is not None:
+            return ended
         if not lines and time.monotonic() - started > UNIT_START_S:
             raise UpgradeError(
                 "did not start", subject=paths.RUN_UNIT, hint=f"journalctl -u {paths.RUN_UNIT}"
@@ -106,11 +107,10 @@ def _follow() -> dict[str, object]:
         time.sleep(POLL_S)
 
 
-def _finish(outcome: dict[str, object], *, as_json: bool) -> int:
-    error = outcome["error"]
-    assert isinstance(error, dict)
+def _finish(ended: dict[str, Any], *, as_json: bool) -> int:
+    error = ended["error"]
     if as_json:
-        answer(json.dumps({"schema_version": SCHEMA_VERSION, "changed": False, **outcome}, indent=2))
+        answer(json.dumps({"schema_version": SCHEMA_VERSION, "changed": False, **ended}, indent=2))
     where = f"{error['subject']}: " if error["subject"] else ""
     say(f"seamless-upgrade: {where}{error['message']}")
     if error["hint"]:

@@ -6,7 +6,7 @@ import json
 import time
 
 from upgrade import paths
-from upgrade.cli import SCHEMA_VERSION, answer, say
+from upgrade.cli import SCHEMA_VERSION, answer, outcome, say
 from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.kexec.cmdline import session_of
@@ -38,7 +38,16 @@ def main(options: argparse.Namespace) -> int:
         answer(json.dumps({"schema_version": SCHEMA_VERSION, "state": state, "last": last}, indent=2))
     else:
         answer(_render(state, host, report))
-    return STATUS_OF[report.outcome] if options.wait and report is not None else ExitStatus.DONE
+    return _ended_with(host, report) if options.wait else ExitStatus.DONE
+
+
+def _ended_with(host: Host, report: Report | None) -> int:
+    """Return the exit status of the upgrade that has ended last."""
+    if (ended := outcome.read()) is not None:  # of this boot, so it was rolled back
+        return int(ended["error"]["exit_status"])
+    if report is not None:
+        return STATUS_OF[report.outcome]
+    return ExitStatus.DONE if session_of(host.command_line()) is None else ExitStatus.DEGRADED
 
 
 def _state(host: Host) -> str:

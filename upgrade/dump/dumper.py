@@ -43,6 +43,8 @@ class Dump(threading.Thread):
         try:
             with self.criu:
                 self.criu.dump(self._options(descriptors), self._notify)
+            if not self.held:
+                self.error = self._explain(UpgradeError("it ended without being held"))
         except Exception as e:
             if not self.held:
                 self.error = self._explain(e)

@@ -35,15 +35,14 @@ class Caught:
 
 def leave_vdso(host: Host, name: str, freeze_timeout_s: float) -> Caught:
     """Thaw and freeze a frozen cgroup until no thread is inside the vDSO."""
-    spans: dict[int, tuple[int, int] | None] = {}
-    first = left = inside(host, cgroup.pids(host, name), spans)
+    first = left = inside(host, cgroup.pids(host, name), {})
     refrozen = 0
     while left and refrozen < ATTEMPTS:
         cgroup.thaw(host, name)
         time.sleep(_PAUSE_S)
         cgroup.freeze(host, [name], freeze_timeout_s)
         refrozen += 1
-        left = inside(host, cgroup.pids(host, name), spans)
+        left = inside(host, cgroup.pids(host, name), {})  # a program may have been executed meanwhile
     return Caught(first, left, refrozen)
 
 

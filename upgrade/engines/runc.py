@@ -38,6 +38,22 @@ class RuncEngine:
         names = [n for n in self.host.list(STATE_ROOT) if self.host.exists(f"{STATE_ROOT}/{n}/state.json")]
         return [c for c in (self._read(name) for name in names) if self._runs(c)]
 
+    def _readable(self, name: str) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = json.loads(self.host.read(f"{STATE_ROOT}/{name}/state.json"))
+            missing = {"config", "cgroup_paths", "init_process_pid"} - state.keys()
+        except (ValueError, AttributeError) as e:
+            raise Refusal(f"its state cannot be read: {e}", subject=name, hint=f"runc state {name}") from e
+        if missing:
+            raise Refusal(f"its state lacks {missing}", subject=name, hint=f"runc state {name}")
+        if "" not in state["cgroup_paths"]:
+            raise Refusal(
+                "is in no cgroup of version 2",
+                subject=name,
+                hint="boot with systemd.unified_cgroup_hierarchy=1",
+            )
+        return state
+
     def find(self, name: str) -> Container:
         """Return the running container ``name``."""
         if not self.host.exists(f"{STATE_ROOT}/{name}/state.json"):
@@ -74,7 +90,7 @@ class RuncEngine:
         return [pid for pid in pids if pid != container.root_pid and parents[pid] not in parents]
 
     def _read(self, name: str) -> Container:
-        state = json.loads(self.host.read(f"{STATE_ROOT}/{name}/state.json"))
+        state = self._readable(name)
         config = state["config"]
         labels = dict(label.partition("=")[::2] for label in config.get("labels") or [])
         namespaces = {n["type"]: n.get("path", "") for n in config.get("namespaces") or []}

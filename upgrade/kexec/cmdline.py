@@ -8,6 +8,8 @@ RDINIT = "/seamless-upgrade-init"
 
 # arch/x86/include/asm/setup.h
 COMMAND_LINE_SIZE = 2048
+# arch/x86/kernel/kexec-bzimage64.c: room for " elfcorehdr=" is wanted even where there is no crash kernel, and a NUL
+MOST_BYTES = COMMAND_LINE_SIZE - 1 - 30 - 1
 
 # Set by the boot loader for the kernel that it loaded itself.
 _OF_THE_LOADER = ("BOOT_IMAGE=", "initrd=")
@@ -26,17 +28,18 @@ def build(running: str, append: str, session: str) -> str:
     :raises Refusal: if the result is longer than the kernel takes
     """
     for word in append.split():
-        if word.startswith(("rdinit=", f"{SESSION}=")):
+        if word == "--" or word.startswith(("rdinit=", f"{SESSION}=")):
             raise UsageError(
                 "is set by seamless-upgrade itself", subject=word, hint="leave it out of --append"
             )
     # What stands behind "--" goes to init and not to the kernel.
-    kernel, dashes, init = base(running).partition(" -- ")
-    words = [kernel, *append.split(), f"{SESSION}={session}", f"rdinit={RDINIT}"]
-    line = " ".join(words) + dashes + init
-    if len(line) >= COMMAND_LINE_SIZE:
+    words = base(running).split()
+    end = words.index("--") if "--" in words else len(words)
+    words[end:end] = [*append.split(), f"{SESSION}={session}", f"rdinit={RDINIT}"]
+    line = " ".join(words)
+    if len(line.encode()) > MOST_BYTES:
         raise Refusal(
-            f"has {len(line)} characters, the kernel takes {COMMAND_LINE_SIZE - 1}",
+            f"has {len(line.encode())} bytes, the kernel takes {MOST_BYTES}",
             subject="new command line",
             hint="shorten --append or the running kernel's command line",
         )

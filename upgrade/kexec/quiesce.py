@@ -109,7 +109,9 @@ def resume(units: Iterable[str], host: Host) -> None:
 
     Not our own units: the run's is stopping just now, and to start it again would wait for that, for ever.
     """
-    others = [unit for unit in units if not unit.startswith("seamless-upgrade")]
-    run(["systemctl", "start", "--", *others], check=False, timeout=RESUME_S)
+    stopped = set(units) - set(active_units())
+    others = sorted(unit for unit in stopped if not unit.startswith("seamless-upgrade"))
+    if others:
+        run(["systemctl", "start", "--", *others], check=False, timeout=RESUME_S)
     Path(host.path(TARGET_FILE)).unlink(missing_ok=True)
     run(["systemctl", "daemon-reload"])

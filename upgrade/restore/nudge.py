@@ -33,7 +33,10 @@ def peers(connections: Iterable[Mapping[str, Any]]) -> None:
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
             for connection in connections:
-                _nudge(raw, connection)
+                try:
+                    _nudge(raw, connection)
+                except OSError as e:
+                    log.warning("cannot nudge %s: %s", connection["remote"][0], e)
     except OSError as e:
         log.warning("cannot nudge the peers of restored connections: %s", e)
 

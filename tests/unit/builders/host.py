@@ -22,6 +22,7 @@ class LiveHost(Host):
 
     def write(self, path: str, text: str) -> None:
         Host.write(self, path, text)
+        os.truncate(self.path(path), len(text))  # an attribute holds what was written last
         self.react(path, text)
 
 

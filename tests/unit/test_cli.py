@@ -1,0 +1,630 @@
+# SPDX-License-Identifier: MIT
+"""Tests of ``upgrade.cli``: exit statuses, what goes to which stream, and JSON on failure, too."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders.host import BOOT_ID, RELEASE, Machine
+from builders.programs import Programs
+from builders.session import container
+
+from memfs.ranges import Range
+from upgrade import cli, paths, plan
+from upgrade.cli import execute
+from upgrade.cli.parser import VERBS
+from upgrade.criu import CriuVersion
+from upgrade.errors import ExitStatus, Refusal, UpgradeError, UsageError
+from upgrade.report import history, store
+from upgrade.report.model import Outcome, Report
+from upgrade.request import Request
+from upgrade.undo import Undo
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNEL = ["--kernel", "/boot/vmlinuz"]
+UPGRADE = [*KERNEL, "--cgroup", "/workload/redis"]
+WITH_JSON = ("check", "run", "status", "report", "history", "abort")
+
+
+class Answer:
+    """What a call said."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status = status
+        self.out = out
+        self.err = err
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Return standard output, which has to be one JSON object and nothing else."""
+        found = json.loads(self.out)
+        assert isinstance(found, dict)
+        return found
+
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture
+def call(
+    machine: Machine,
+    programs: Programs,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Call:
+    """Return a function that calls the command, in this process, on a fake machine, as root."""
+    for verb in ("check", "run", "status", "history", "execute", "recover"):
+        monkeypatch.setattr(f"upgrade.cli.{verb}.Host", lambda: machine.host)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("upgrade.cli.run.POLL_S", 0.01)
+    monkeypatch.setattr("upgrade.cli.status.POLL_S", 0.01)
+    units(programs)
+
+    def call_it(*words: str) -> Answer:
+        capfd.readouterr()
+        try:
+            status = cli.main(words)
+        except SystemExit as e:
+            status = e.code if isinstance(e.code, int) else -1
+        said = capfd.readouterr()
+        return Answer(status, said.out, said.err)
+
+    return call_it
+
+
+def units(programs: Programs, on_start: str = ":", **states: str) -> None:
+    """Make a systemctl: the states of units, and what happens when one is started."""
+    cases = "".join(f"{name}.service) echo {state};; " for name, state in states.items())
+    asked = f'case "$2" in {cases} *) echo inactive;; esac'
+    programs.add("systemctl", f'case "$1" in start) {on_start};; is-active) {asked};; esac')
+
+
+def found_plan() -> plan.Plan:
+    """Return a plan."""
+    return plan.Plan(
+        request=Request("/boot/vmlinuz", cgroups=("/workload/redis",)),
+        kernel=Path("/boot/vmlinuz"),
+        initrd=Path("/boot/initrd.img"),
+        kernel_to="6.12.57",
+        command_line="quiet",
+        store=Range(4 << 30, 256 << 20),
+        containers=(container(),),
+        criu_version=CriuVersion(4, 1, 1),
+        vdso={"method": "in-place", "methods": [], "symbols": [], "data_pages": [], "findings": []}
+        | {"running": {"release": "a"}, "target": {"release": "b"}},
+        memory_bytes=10 << 20,
+        warnings=("careful",),
+    )
+
+
+@pytest.fixture
+def possible(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """Let every upgrade be possible; return the requests that were planned."""
+    requests: list[Request] = []
+
+    def make(_host: object, request: Request, _config: object) -> plan.Plan:
+        requests.append(request)
+        return found_plan()
+
+    monkeypatch.setattr(plan, "make", make)
+    return requests
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def make(*_arguments: object) -> plan.Plan:
+        raise error
+
+    monkeypatch.setattr(plan, "make", make)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_an_answer(call: Call, verb: str) -> None:
+    answer = call(verb, "--help")
+    assert answer.status == ExitStatus.DONE
+    assert f"seamless-upgrade {verb}" in answer.out
+    assert answer.err == ""
+
+
+def test_the_version_and_the_help_of_all(call: Call) -> None:
+    assert call("--version").out.startswith("seamless-upgrade ")
+    shown = call("--help").out
+    for status in ExitStatus:
+        assert f" {int(status)} " in shown
+    for verb in VERBS:
+        assert verb in shown
+    for hidden in ("execute", "recover"):
+        assert hidden not in shown
+
+
+WRONG = [
+    [],
+    ["frobnicate"],
+    ["check"],
+    ["check", "--kernel"],
+    ["check", *KERNEL, "--colour"],
+    ["run", *KERNEL, "extra"],
+    ["--frobnicate"],
+    ["history", "--record", "party"],
+    ["report", "a", "b"],
+    ["rehearse", "--from", "x"],
+    ["restore", "--frobnicate"],
+]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_wrong_usage_is_told(call: Call, words: list[str]) -> None:
+    answer = call(*words)
+    assert answer.status == ExitStatus.USAGE
+    assert answer.out == ""
+    assert answer.err.startswith("seamless-upgrade: ")
+    assert "remedy: seamless-upgrade" in answer.err
+
+
+@pytest.mark.parametrize("words", [w for w in WRONG if "rehearse" not in w], ids=" ".join)
+def test_wrong_usage_is_told_as_json(call: Call, words: list[str]) -> None:
+    answer = call(*words, "--json")
+    assert answer.status == ExitStatus.USAGE
+    assert answer.json["schema_version"] == 1
+    assert answer.json["error"]["exit_status"] == 2
+    assert answer.json["error"]["message"]
+    assert answer.err
+
+
+def test_options_alone_mean_run(call: Call, possible: list[Request]) -> None:
+    plain = call("--dry-run", *UPGRADE, "--all", "--no-quiesce", "--append", "debug x", "--container", "web")
+    named = call("run", "--dry-run", *UPGRADE)
+    assert (plain.status, named.status) == (ExitStatus.DONE, ExitStatus.DONE)
+    assert possible[0] == Request(
+        kernel="/boot/vmlinuz",
+        append="debug x",
+        containers=("web",),
+        cgroups=("/workload/redis",),
+        all=True,
+        quiesce=False,
+    )
+    assert possible[1] == Request(kernel="/boot/vmlinuz", cgroups=("/workload/redis",))
+
+
+def test_a_check_answers_the_plan(call: Call, possible: list[Request]) -> None:
+    answer = call("check", *UPGRADE, "--json")
+    assert (answer.status, answer.err) == (ExitStatus.DONE, "")
+    assert answer.json["ready"] is True
+    assert (answer.json["kernel_from"], answer.json["kernel_to"]) == (RELEASE, "6.12.57")
+    assert answer.json["containers"][0]["cgroup"] == "/workload/redis"
+    text = call("check", *UPGRADE)
+    assert f"Ready: {RELEASE} -> 6.12.57" in text.out
+    assert "warning: careful" in text.out
+    assert text.err == ""
+
+
+ERRORS = [
+    UpgradeError("it failed", subject="nft", hint="try again"),
+    UsageError("no such file", subject="x", hint="y"),
+    Refusal("too large", subject="memmap=1G!4G", hint="less"),
+    UpgradeError("needs root", status=ExitStatus.NOT_PRIVILEGED),
+    UpgradeError("not installed", status=ExitStatus.DEPENDENCY_MISSING),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: e.status.name)
+def test_every_error_has_its_status_text_and_json(
+    call: Call, monkeypatch: pytest.MonkeyPatch, error: UpgradeError
+) -> None:
+    refuse(monkeypatch, error)
+    for words in (["check", *UPGRADE], ["run", "--dry-run", *UPGRADE]):
+        text, data = call(*words), call(*words, "--json")
+        assert text.status == data.status == error.status
+        assert text.out == ""
+        assert text.err.startswith(f"seamless-upgrade: {error}\n")
+        assert (f"remedy: {error.hint}" in text.err) == (error.hint is not None)
+        assert data.json["error"] == error.to_json()
+        assert data.err == text.err
+
+
+def test_an_interruption(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "make", interrupt)
+    answer = call("check", *UPGRADE, "--json")
+    assert answer.status == ExitStatus.INTERRUPTED
+    assert answer.json["error"]["exit_status"] == 130
+
+
+def test_an_error_of_the_system_is_told_as_json_too(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, PermissionError(13, "Permission denied", "/proc/iomem"))
+    answer = call("check", *UPGRADE, "--json")
+    assert answer.status == ExitStatus.FAILED
+    assert "/proc/iomem" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("words", [["check", *UPGRADE], ["run", "--yes", *UPGRADE], ["abort"]])
+def test_others_than_root_are_turned_away(
+    call: Call, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    answer = call(*words, "--json")
+    assert answer.status == ExitStatus.NOT_PRIVILEGED
+    assert answer.json["error"]["exit_status"] == 4
+    assert not paths.REQUEST.exists()
+
+
+def test_the_restore_needs_root_and_a_session(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    assert "seamless_upgrade.session" not in Path("/proc/cmdline").read_text()
+    nothing = call("restore")
+    assert (nothing.status, nothing.out) == (ExitStatus.DONE, "")
+    assert "nothing to restore" in nothing.err
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert call("restore").status == ExitStatus.NOT_PRIVILEGED
+
+
+def outcome(status: int, **error: Any) -> str:
+    """Return what a run leaves when it has ended."""
+    whole = {"message": "no room", "subject": "/c", "hint": "less", "exit_status": status, **error}
+    return json.dumps({"outcome": "rolled-back", "error": whole})
+
+
+def runs(programs: Programs, text: str, *events: str, **states: str) -> None:
+    """Let the unit say some events and end."""
+    lines = "".join(f"echo '{json.dumps({'text': event})}' >> {paths.EVENTS}; " for event in events)
+    units(programs, f"{lines} echo '{text}' > {paths.OUTCOME}", **states)
+
+
+def test_a_run_is_handed_over_and_followed(call: Call, programs: Programs, possible: list[Request]) -> None:
+    paths.OUTCOME.write_text("of the run before")
+    runs(programs, outcome(3), "looking at the host", "warning: careful")
+    answer = call("--yes", *UPGRADE)
+    assert answer.status == ExitStatus.REFUSED
+    assert answer.out == ""
+    assert answer.err.splitlines() == [
+        "looking at the host",
+        "warning: careful",
+        "seamless-upgrade: /c: no room",
+        "  remedy: less",
+    ]
+    assert ["systemctl", "start", "--no-block", paths.RUN_UNIT] in programs.calls()
+    assert Request.load(paths.REQUEST) == Request("/boot/vmlinuz", cgroups=("/workload/redis",))
+    assert possible == []  # the unit plans, and says what it found
+
+
+@pytest.mark.parametrize("status", [1, 3, 6])
+def test_a_run_answers_as_json(call: Call, programs: Programs, status: int) -> None:
+    runs(programs, outcome(status, subject=None, hint=None), "step")
+    answer = call("run", "--yes", "--json", *UPGRADE)
+    assert answer.status == status
+    assert answer.json["changed"] is False
+    assert (answer.json["outcome"], answer.json["error"]["exit_status"]) == ("rolled-back", status)
+    assert answer.err == "step\nseamless-upgrade: no room\n"
+
+
+@pytest.mark.parametrize("state", ["active", "activating", "deactivating"])
+def test_one_run_at_a_time(call: Call, programs: Programs, state: str) -> None:
+    paths.OUTCOME.write_text("{}")
+    units(programs, **{"seamless-upgrade": state})
+    answer = call("run", "--yes", "--json", *UPGRADE)
+    assert answer.status == ExitStatus.REFUSED
+    assert paths.OUTCOME.read_text() == "{}"
+
+
+def test_without_a_terminal_nobody_is_asked(
+    call: Call, possible: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        answer = call("run", *UPGRADE, "--json")
+    assert answer.status == ExitStatus.USAGE
+    assert "--yes" in answer.json["error"]["hint"]
+    assert not paths.REQUEST.exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "status"), [("y\n", 1), ("YES\n", 1), ("n\n", 130), ("\n", 130), ("", 130)]
+)
+def test_on_a_terminal_one_is_asked(
+    call: Call,
+    programs: Programs,
+    possible: list[Request],
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str,
+    status: int,
+) -> None:
+    runs(programs, outcome(1))
+    master, slave = os.openpty()
+    os.write(master, typed.encode() or b"\x04")
+    with os.fdopen(slave) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        answer = call("run", *UPGRADE)
+    os.close(master)
+    assert answer.status == status
+    assert "Upgrade now? [y/N]" in answer.err
+    assert f"Ready: {RELEASE} -> 6.12.57" in answer.err
+    assert answer.out == ""
+    assert paths.REQUEST.exists() == (status == 1)
+
+
+def test_a_unit_that_does_not_start_is_noticed(
+    call: Call, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upgrade.cli.run.UNIT_START_S", 0.05)
+    answer = call("run", "--yes", *UPGRADE)
+    assert answer.status == ExitStatus.FAILED
+    assert "did not start" in answer.err
+
+
+def test_ctrl_c_aborts_the_run_and_tells_how_it_ended(call: Call, programs: Programs) -> None:
+    stopped = f"echo '{outcome(130)}' > {paths.OUTCOME}"
+    programs.add(
+        "systemctl",
+        f'case "$1" in start) echo \'{{"text": "step"}}\' > {paths.EVENTS};; stop) {stopped};; esac',
+    )
+    before = signal.getsignal(signal.SIGINT)
+
+    def press() -> None:
+        deadline = time.monotonic() + 5
+        while not paths.EVENTS.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    answer = call("run", "--yes", *UPGRADE)
+    presser.join()
+    assert answer.status == ExitStatus.INTERRUPTED
+    assert ["systemctl", "stop", paths.RUN_UNIT] in programs.calls()
+    assert "aborting" in answer.err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("state", "changed"), [("active", True), ("activating", True), ("inactive", False)])
+def test_abort_says_whether_there_was_something_to_abort(
+    call: Call, programs: Programs, state: str, changed: bool
+) -> None:
+    units(programs, **{"seamless-upgrade": state})
+    answer = call("abort", "--json")
+    assert (answer.status, answer.json["changed"]) == (ExitStatus.DONE, changed)
+    assert (["systemctl", "stop", paths.RUN_UNIT] in programs.calls()) == changed
+    assert call("abort").out.strip() in ("aborted; the containers run on", "no upgrade runs")
+
+
+def report(identity: str, result: Outcome) -> Report:
+    return Report(
+        id=identity,
+        outcome=result,
+        host="h",
+        kernel_from="6.1",
+        kernel_to="6.2",
+        command_line_from="",
+        command_line_to="",
+        taint_before=0,
+        taint_after=0,
+        criu_version="4.1",
+        started_at="2026-11-22T10:35:12Z",
+        finished_at="2026-11-22T10:35:40Z",
+        downtime_seconds=6.5,
+        downtime_error_seconds=0.01,
+        reason=None if result is Outcome.UPGRADED else "why",
+    )
+
+
+def test_reports_are_shown(call: Call, here: Path) -> None:
+    store.save(paths.REPORTS, report("one", Outcome.UPGRADED))
+    store.save(paths.REPORTS, report("two", Outcome.DEGRADED))
+    os.utime(paths.REPORTS / "one.json", (1, 1))
+    assert call("report", "--json").json["id"] == "two"
+    shown = call("report", "one", "--json")
+    assert (shown.status, shown.json["id"], shown.err) == (ExitStatus.DONE, "one", "")
+    text = call("report", "one")
+    assert "6.1" in text.out
+    assert "\x1b" not in text.out
+
+
+@pytest.mark.parametrize("words", [["report"], ["report", "none"], ["report", "../../etc/passwd"]])
+def test_a_report_that_is_missing(call: Call, words: list[str]) -> None:
+    answer = call(*words, "--json")
+    assert answer.status == ExitStatus.FAILED
+    assert answer.json["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("result", "waited"),
+    [
+        (Outcome.UPGRADED, ExitStatus.DONE),
+        (Outcome.DEGRADED, ExitStatus.DEGRADED),
+        (Outcome.FAILED, ExitStatus.FAILED),
+    ],
+)
+def test_status_waits_for_the_end_and_has_its_status(
+    call: Call, machine: Machine, result: Outcome, waited: ExitStatus
+) -> None:
+    machine.file("/proc/cmdline", "seamless_upgrade.session=one")
+    store.save(paths.REPORTS, report("one", result))
+    store.save(paths.REPORTS, report("two", Outcome.UPGRADED))
+    answer = call("status", "--json")
+    assert (answer.status, answer.json["state"]) == (ExitStatus.DONE, "idle")
+    assert answer.json["last"]["id"] == "one"
+    assert call("status", "--wait").status == waited
+    assert "downtime 6.500 s" in call("status").out
+
+
+def test_status_without_any_upgrade(call: Call) -> None:
+    answer = call("status", "--json")
+    assert (answer.status, answer.json["state"], answer.json["last"]) == (ExitStatus.DONE, "idle", None)
+    assert call("status", "--wait").status == ExitStatus.DONE
+
+
+@pytest.mark.parametrize(
+    ("states", "session", "state"),
+    [
+        ({"seamless-upgrade": "activating"}, "", "upgrading"),
+        ({"seamless-upgrade": "deactivating"}, "", "upgrading"),
+        ({"seamless-upgrade-restore": "activating"}, "seamless_upgrade.session=x", "restoring"),
+        ({"seamless-upgrade-restore": "inactive"}, "seamless_upgrade.session=x", "restoring"),
+        ({"seamless-upgrade-restore": "failed"}, "seamless_upgrade.session=x", "idle"),
+        ({"seamless-upgrade-restore": "activating"}, "", "idle"),
+    ],
+)
+def test_what_goes_on(
+    call: Call, machine: Machine, programs: Programs, states: dict[str, str], session: str, state: str
+) -> None:
+    machine.file("/proc/cmdline", f"quiet {session}")
+    units(programs, **states)
+    assert call("status", "--json").json["state"] == state
+
+
+def test_waiting_for_a_restore_that_failed_is_no_success(
+    call: Call, machine: Machine, programs: Programs
+) -> None:
+    machine.file("/proc/cmdline", "seamless_upgrade.session=x")
+    units(programs, **{"seamless-upgrade-restore": "failed"})
+    assert call("status", "--wait").status != ExitStatus.DONE
+
+
+def test_waiting_for_a_run_that_was_rolled_back_is_no_success(call: Call) -> None:
+    store.save(paths.REPORTS, report("of the year before", Outcome.UPGRADED))
+    paths.OUTCOME.write_text(outcome(3))
+    assert call("status", "--wait").status == ExitStatus.REFUSED
+
+
+def test_waiting_is_bounded(call: Call, programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upgrade.cli.status.WAIT_S", 0.05)
+    units(programs, **{"seamless-upgrade": "active"})
+    answer = call("status", "--wait", "--json")
+    assert answer.status == ExitStatus.FAILED
+    assert "still upgrading" in answer.json["error"]["message"]
+
+
+def test_the_history_is_written_and_shown(call: Call, machine: Machine) -> None:
+    assert call("history", "--record", "boot").status == ExitStatus.DONE
+    assert call("history", "--record", "boot").out == ""
+    (record,) = history.read(paths.HISTORY)
+    assert (record.event, record.boot_id, record.release) == (history.Event.BOOT, BOOT_ID, RELEASE)
+    shown = call("history", "--json")
+    assert shown.json["kernels"][0]["ended"] == "running"
+    assert RELEASE in call("history").out
+    assert call("history", "--record", "shutdown").status == ExitStatus.DONE
+    assert [r.event for r in history.read(paths.HISTORY)] == [history.Event.BOOT, history.Event.SHUTDOWN]
+
+
+def test_a_boot_by_an_upgrade_is_recorded_as_one(call: Call, machine: Machine) -> None:
+    machine.file("/proc/cmdline", "quiet seamless_upgrade.session=s1")
+    call("history", "--record", "boot")
+    assert history.read(paths.HISTORY)[0].event == history.Event.UPGRADE
+    assert history.read(paths.HISTORY)[0].session == "s1"
+
+
+class Broken:
+    """A transaction that ends in an error."""
+
+    error: Exception = RuntimeError("bug")
+
+    def __init__(self, *_arguments: object) -> None:
+        pass
+
+    def run(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (Refusal("too large", subject="x"), ExitStatus.REFUSED, "too large"),
+        (RuntimeError("bug"), ExitStatus.FAILED, "internal error: RuntimeError: bug"),
+    ],
+)
+def test_the_unit_tells_how_it_ended(
+    call: Call, monkeypatch: pytest.MonkeyPatch, error: Exception, status: ExitStatus, message: str
+) -> None:
+    monkeypatch.setattr(execute, "Transaction", type("T", (Broken,), {"error": error}))
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    Request("/boot/vmlinuz").save(paths.REQUEST)
+    try:
+        assert call("execute").status == status
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    left = json.loads(paths.OUTCOME.read_text())
+    assert left["error"]["message"] == message
+    assert left["error"]["exit_status"] == status
+    assert not paths.REQUEST.exists()
+
+
+def killed_run(machine: Machine) -> None:
+    """Leave what a run leaves that was killed early."""
+    machine.file("/proc/self/cgroup", "0::/nobody/is/in/it")
+    Request("/boot/vmlinuz").save(paths.REQUEST)
+
+
+def test_a_killed_run_is_undone_and_told(call: Call, machine: Machine) -> None:
+    killed_run(machine)
+    plan_file = machine.file("/plan", "x")
+    Undo(machine.host, paths.UNDO).push("remove_file", path="/plan")
+    assert call("recover").status == ExitStatus.DONE
+    assert not plan_file.exists()
+    assert not paths.REQUEST.exists()
+    assert json.loads(paths.OUTCOME.read_text())["error"]["exit_status"] == 1
+
+
+def test_a_run_that_was_killed_before_it_did_anything_is_told_too(call: Call, machine: Machine) -> None:
+    """Else the command that follows it would wait for ever, and the unit could start the request again."""
+    killed_run(machine)
+    assert call("recover").status == ExitStatus.DONE
+    assert paths.OUTCOME.exists()
+    assert not paths.REQUEST.exists()
+
+
+def test_a_run_that_ended_by_itself_is_left_alone(call: Call, machine: Machine) -> None:
+    killed_run(machine)
+    paths.OUTCOME.write_text(outcome(3))
+    assert call("recover").status == ExitStatus.DONE
+    assert json.loads(paths.OUTCOME.read_text())["error"]["exit_status"] == 3
+
+
+def test_what_could_not_be_undone_is_told_and_not_denied(call: Call, machine: Machine) -> None:
+    killed_run(machine)
+    (machine.root / "busy").mkdir()
+    Undo(machine.host, paths.UNDO).push("remove_file", path="/busy")
+    answer = call("recover")
+    assert answer.status == ExitStatus.FAILED
+    assert "could not undo remove_file" in answer.err
+    assert "everything was undone" not in paths.OUTCOME.read_text()
+
+
+def command(*words: str, **options: Any) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "upgrade", *words], stderr=subprocess.PIPE, env=environment, **options
+    )
+
+
+@pytest.mark.parametrize("words", [["history", "--json"], ["report", "no-such-report", "--json"], ["--json"]])
+def test_a_reader_that_has_gone_is_no_traceback(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = command(*words, stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode in (ExitStatus.FAILED, ExitStatus.USAGE)
+    assert b"Traceback" not in err
+
+
+def test_the_module_is_the_command() -> None:
+    process = command("--json", stdout=subprocess.PIPE)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == ExitStatus.USAGE
+    assert json.loads(out)["error"]["exit_status"] == 2
+    assert err.startswith(b"seamless-upgrade: ")
+
+
+@pytest.mark.parametrize("verb", WITH_JSON)
+def test_every_verb_takes_json(call: Call, verb: str) -> None:
+    assert "--json" in call(verb, "--help").out

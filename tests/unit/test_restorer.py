@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: MIT
+"""Tests of ``upgrade.restore.restorer``: every container runs again, one way or another."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders.criu import FakeCriu
+from builders.host import Machine
+from builders.programs import Programs
+from builders.session import container, dumped, session
+
+from memfs import checksums
+from upgrade import paths
+from upgrade.clock import Clock
+from upgrade.engines.base import Container
+from upgrade.restore import nudge
+from upgrade.restore.restorer import Restored, Restorer
+from upgrade.session import Dumped
+
+COMES_BACK = (["notify", "post-restore", 4711], ["answer", {"pid": 4711}])
+
+
+class Scene:
+    """Containers with images, and everything that bringing them back needs."""
+
+    def __init__(self, machine: Machine, programs: Programs, criu: FakeCriu, tmp_path: Path) -> None:
+        self.machine = machine
+        self.programs = programs
+        self.criu = criu
+        self.started = tmp_path / "started"
+        self.waited: list[str] = []
+        self.nudged: list[Any] = []
+        self.dumps: list[Dumped] = []
+        criu.on("RESTORE", *COMES_BACK)
+        programs.add("nft")
+        programs.real("sh")
+        programs.real("setsid")
+        programs.real("touch")
+
+    def add(self, name: str, **changes: Any) -> None:
+        number = len(self.dumps)
+        directory = paths.STORE / f"container-{number}"
+        directory.mkdir()
+        (directory / "inventory.img").write_bytes(name.encode())
+        data: dict[str, Any] = {"cold_start": ["touch", f"{self.started}{name.replace('/', '-')}"]}
+        one = changes.pop("container", container(name, **data))
+        self.machine.cgroup(name)
+        self.dumps.append(dumped(one, number, checksums=checksums.of_tree(directory, 1), **changes))
+
+    def bring_back(self, **members: Any) -> list[Restored]:
+        counter = itertools.count(1000)
+        restorer = Restorer(
+            self.machine.host,
+            Clock(lambda: next(counter)),
+            session(self.dumps, **members),
+            lambda: self.waited.append("network"),
+        )
+        return restorer.restore_all()
+
+    def was_started(self, name: str) -> bool:
+        import time
+
+        file = Path(f"{self.started}{name.replace('/', '-')}")
+        deadline = time.monotonic() + 3
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)  # setsid --fork does not wait for it
+        return file.exists()
+
+    def flushed(self) -> list[str]:
+        """Return the chains that were emptied, in order."""
+        return [line.split()[-1] for text in self.programs.inputs("nft") for line in text.splitlines()]
+
+
+@pytest.fixture
+def scene(
+    machine: Machine,
+    programs: Programs,
+    criu: FakeCriu,
+    here: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
+    found = Scene(machine, programs, criu, tmp_path)
+    monkeypatch.setattr(nudge, "peers", lambda peers: found.nudged.extend(peers))
+    return found
+
+
+def test_all_come_back_in_their_order(scene: Scene) -> None:
+    for name in ("/a", "/b", "/c"):
+        scene.add(name)
+    results = scene.bring_back()
+    assert [(r.dumped.container.name, r.outcome, r.reason) for r in results] == [
+        ("/a", "restored", None),
+        ("/b", "restored", None),
+        ("/c", "restored", None),
+    ]
+    assert all(r.running_at >= 1000 for r in results)
+    assert sorted(scene.flushed()) == [f"{d}put-{n}" for d in ("in", "out") for n in range(3)]
+    assert len(scene.nudged) == 3
+    assert scene.waited == ["network"] * 3
+    requests = [note for note in scene.criu.seen() if note.get("request") == "RESTORE"]
+    assert len(requests) == 3
+
+
+def test_each_is_unlocked_when_its_sockets_exist_and_nudged_afterwards(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr("upgrade.netlock.unlock", lambda number: order.append(f"unlock {number}"))
+    monkeypatch.setattr(nudge, "peers", lambda peers: order.append(f"nudge {len(peers)}"))
+    scene.add("/a")
+    scene.bring_back()
+    assert order == ["unlock 0", "nudge 1"]
+
+
+@pytest.mark.parametrize("steps", [[["answer", {"pid": 1}]], [["notify", "network-unlock", 0], *COMES_BACK]])
+def test_it_is_unlocked_once_whatever_criu_says(scene: Scene, steps: list[list[Any]]) -> None:
+    scene.criu.on("RESTORE", *steps)
+    scene.add("/a")
+    (result,) = scene.bring_back()
+    assert result.outcome == "restored"
+    assert scene.flushed() == ["input-0", "output-0"]
+
+
+def test_without_a_lock_nothing_is_unlocked(scene: Scene) -> None:
+    scene.add("/a")
+    assert scene.bring_back(lock="")[0].outcome == "restored"
+    assert scene.programs.calls("nft") == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        ([["answer", {"success": False, "message": "Can't fork for 188: File exists"}]], "File exists"),
+        ([["kill"]], "ended without an answer"),
+        ([["notify", "post-restore", 1], ["answer", {"success": False, "message": "late"}]], "late"),
+        (
+            [["write", "restore.log", "(00.1) Error (x.c:1): told\n"], ["answer", {"success": False}]],
+            "x.c:1): told",
+        ),
+    ],
+)
+def test_what_cannot_be_restored_is_started_from_cold(
+    scene: Scene, steps: list[list[Any]], reason: str
+) -> None:
+    scene.criu.on("RESTORE", *steps)
+    scene.add("/a")
+    scene.machine.file("/sys/fs/cgroup/a/cgroup.freeze", "1")
+    (result,) = scene.bring_back()
+    assert result.outcome == "cold-started"
+    assert reason in str(result.reason)
+    assert scene.was_started("/a")
+    assert scene.machine.written("/sys/fs/cgroup/a/cgroup.kill") == ["1"]
+    assert scene.machine.written("/sys/fs/cgroup/a/cgroup.freeze") == ["0"]
+    assert scene.flushed() == ["input-0", "output-0"]
+    assert scene.nudged == []
+
+
+def test_damaged_images_are_never_given_to_criu(scene: Scene) -> None:
+    scene.add("/a")
+    scene.add("/b")
+    (paths.STORE / "container-0" / "inventory.img").write_bytes(b"/x")
+    damaged, whole = scene.bring_back()
+    assert (damaged.outcome, whole.outcome) == ("cold-started", "restored")
+    assert "its images are damaged: inventory.img: checksum" in str(damaged.reason)
+    assert len([note for note in scene.criu.seen() if note.get("request") == "RESTORE"]) == 1
+    assert scene.was_started("/a")
+
+
+def test_missing_images_are_damaged_images(scene: Scene) -> None:
+    scene.add("/a")
+    (paths.STORE / "container-0" / "inventory.img").unlink()
+    assert "inventory.img: No such file" in str(scene.bring_back()[0].reason)
+
+
+def test_images_of_another_criu_are_not_restored(scene: Scene) -> None:
+    scene.add("/a")
+    (result,) = scene.bring_back(criu_version="4.2")
+    assert result.outcome == "cold-started"
+    assert "of CRIU 4.2, but CRIU 4.1.1 is installed" in str(result.reason)
+    assert not any(note.get("request") == "RESTORE" for note in scene.criu.seen())
+
+
+@pytest.mark.parametrize("how", ["missing", "dies"])
+def test_without_a_working_criu_everything_is_started_from_cold(scene: Scene, how: str) -> None:
+    scene.add("/a")
+    scene.add("/b")
+    if how == "missing":
+        (scene.criu.directory / "criu").unlink()
+    else:
+        scene.criu.dies_at_once()
+    results = scene.bring_back()
+    assert [r.outcome for r in results] == ["cold-started"] * 2
+    assert all("criu" in str(r.reason) for r in results)
+    assert scene.was_started("/a")
+    assert scene.was_started("/b")
+
+
+def test_what_nobody_can_start_is_lost_and_the_others_are_not(scene: Scene) -> None:
+    scene.criu.on("RESTORE", ["answer", {"success": False, "message": "no"}])
+    scene.add("/a", container=container("/a"))
+    scene.add("/b", container=Container("/b", "podman", "/b", 7, host_pids=False, host_network=False))
+    scene.add("/c", container=container("/c", cold_start=["nothing-of-that-name"]))
+    scene.add("/d")
+    first, second, third, fourth = scene.bring_back()
+    assert (first.outcome, second.outcome, fourth.outcome) == ("lost", "lost", "cold-started")
+    assert "no cold start command is configured" in str(first.reason)
+    assert "not an engine of this version" in str(second.reason)
+    assert third.outcome in ("lost", "cold-started")  # setsid has gone on before it fails
+    assert scene.was_started("/d")
+
+
+def test_a_lock_that_does_not_open_loses_no_container(scene: Scene) -> None:
+    scene.programs.add("nft", "echo 'no such chain' >&2; exit 1")
+    scene.add("/a", container=container("/a"))
+    scene.criu.on("RESTORE", ["answer", {"pid": 4711}])
+    scene.add("/b")
+    results = scene.bring_back()
+    assert [r.outcome for r in results] == ["restored", "restored"]
+    assert all("no such chain" in str(r.reason) for r in results)
+
+
+def test_only_containers_in_the_host_s_network_wait_for_it(scene: Scene) -> None:
+    own = Container("/a", "cgroup", "/a", 500, host_pids=False, host_network=False)
+    scene.add("/a", container=own)
+    assert scene.bring_back()[0].outcome == "restored"
+    assert scene.waited == []
+    assert scene.programs.calls("nft") == []
+
+
+def test_a_restore_that_hangs_is_given_up(scene: Scene) -> None:
+    scene.criu.on("RESTORE", ["sleep", 0.8], *COMES_BACK)
+    scene.add("/a")
+    (result,) = scene.bring_back(restore_timeout_seconds=0.2)
+    assert result.outcome == "cold-started"
+    assert "no answer within" in str(result.reason)
