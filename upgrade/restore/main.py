@@ -6,6 +6,7 @@ Whatever happens here ends in containers that run and a report that says how.
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from threading import Thread
@@ -13,7 +14,7 @@ from threading import Thread
 from memfs import store
 from upgrade import netconf, netlock, paths
 from upgrade.clock import Clock
-from upgrade.errors import ExitStatus
+from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.kexec.cmdline import session_of
 from upgrade.process import run
@@ -23,7 +24,7 @@ from upgrade.restore.restorer import Restored, Restorer, cold_start
 from upgrade.session import Session
 
 NETWORK_S = 20.0
-LOCAL_FILES_S = 300.0
+LOCAL_FILES_S = 90.0
 
 
 def main() -> int:
@@ -102,8 +103,16 @@ def attempt(action: Callable[[], object], otherwise: str, problems: list[str]) -
 
 
 def wait_for_local_files() -> None:
-    """Wait for what ``/etc/fstab`` mounts: the files and volumes of the containers."""
-    run(["systemctl", "start", "local-fs.target"], timeout=LOCAL_FILES_S)
+    """Wait for what ``/etc/fstab`` mounts: the files and volumes of the containers.
+
+    Asking and not ``systemctl start``: that would begin a second transaction, and start again whatever of the boot
+    has ended already.
+    """
+    deadline = time.monotonic() + LOCAL_FILES_S
+    while run(["systemctl", "is-active", "local-fs.target"], check=False).stdout.strip() != "active":
+        if time.monotonic() > deadline:
+            raise UpgradeError("not active in time", subject="local-fs.target")
+        time.sleep(0.02)
 
 
 def in_background(work: Callable[[], object]) -> Thread:
