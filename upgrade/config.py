@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """``/etc/seamless-upgrade/config.toml`` and ``config.d/*.toml`` beside it.
 
-The same names below ``/usr/lib/seamless-upgrade`` come before it; later files win.
- An unknown key is an error: in a tool
-that restarts kernels a typo must not be silent.
+The same names below ``/usr/lib/seamless-upgrade`` come before it; later files win. An unknown key is an error: in a
+tool that replaces kernels a typo must not be silent.
 """
 
 import difflib

@@ -72,11 +72,20 @@ class Guest:
         """Run an upgrade that is expected to stay with the old kernel."""
         return self.command("run", "--yes", "--json", "--kernel", self.target, *words)
 
-    def jump(self, target: str, *words: str) -> None:
-        """Upgrade and wait until the new kernel has restored everything."""
+    def jump(self, target: str, *words: str, lose_terminal: bool = False) -> None:
+        """Upgrade and wait until the new kernel has restored everything.
+
+        :param lose_terminal: kill the command as soon as the run has begun
+        """
         old = self.machine.boot_id()
+        self.shell("rm -f /run/seamless-upgrade/events.jsonl")
         command = [PROGRAM, "run", "--yes", "--json", "--kernel", f"/boot/vmlinuz-{target}", *words]
-        self.machine.agent.start(["sh", "-c", '"$@" >/root/out 2>/root/err', "sh", *command])
+        self.machine.agent.start(
+            ["sh", "-c", 'echo $$ >/root/pid; exec "$@" >/root/out 2>/root/err', "sh", *command]
+        )
+        if lose_terminal:
+            self.wait("test -s /run/seamless-upgrade/events.jsonl")
+            self.shell("kill -KILL $(cat /root/pid)")
         self.machine.wait_for_new_kernel(old, PATIENCE_S)
 
     def shell(self, script: str, *, check: bool = True) -> str:

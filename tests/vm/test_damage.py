@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Memory that did not survive: found before a task runs, the container is started from cold, the report says why."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def guest(guests: Guests) -> Iterator[Guest]:
 
 def test_damaged_images(guest: Guest) -> None:
     guest.machine.put("/etc/damage", b"container-0/pages-1.img")
+    guest.shell("cat /sys/fs/cgroup/workload/redis/cgroup.threads | sort -n | tail -1 > /root/highest")
     guest.jump(guest.kernels[1].release, *BOTH)
     status = guest.command("status", "--wait")
     assert status.status == ExitStatus.DEGRADED, status
@@ -55,12 +57,29 @@ def test_damaged_images(guest: Guest) -> None:
     guest.wait("redis-cli ping | grep -q PONG")
     assert guest.shell("redis-cli dbsize").strip() == "0"  # started from cold
     assert guest.shell("cat /proc/$(pgrep -x redis-server)/cgroup").strip() == "0::/workload/redis"
+    assert guest.traces()["rules"] == ""
+    assert guest.shell("grep pmem /proc/mounts || true") == ""
+
+
+def test_new_kernel(guest: Guest) -> None:
+    """What the first jump of this machine did to the host itself."""
+    assert guest.shell("uname -r").strip() == guest.kernels[1].release
+    # nothing to recover: the file systems were frozen, not cut off
+    assert guest.shell("dmesg | grep -i -e 'recovery complete' -e 'orphan cleanup' || true") == ""
+    # the clock was set right before the tasks ran, not to whole seconds of the real time clock
+    before = time.time()
+    inside = float(guest.shell("date +%s.%N"))
+    assert before - 1.5 <= inside <= time.time() + 1.5
+    # userspace began above every PID that had to stay free; Redis itself kept none, as it was started from cold
+    floor = int(guest.shell("cat /root/highest"))
+    own = guest.shell("ps -o pid= --ppid 2 -p 2 --deselect").split()
+    assert all(int(pid) > floor for pid in own if pid != "1")
 
 
 def test_damaged_session(guest: Guest) -> None:
     """The second upgrade of this machine, back to the first kernel: nothing of the range can be believed."""
     guest.machine.put("/etc/damage", b"session.json")
-    guest.jump(guest.kernels[0].release, *BOTH)
+    guest.jump(guest.kernels[0].release, *BOTH, "--no-quiesce", lose_terminal=True)
     status = guest.command("status", "--wait")
     assert status.status == ExitStatus.DEGRADED, status
     report = guest.command("report", "--json").json

@@ -42,13 +42,15 @@ def _run(options: "argparse.Namespace") -> int:
     try:
         return int(options.function(options))
     except UpgradeError as e:
-        return fail(e, as_json=options.json)
+        return fail(e, as_json=options.json in (True, "-"))
     except KeyboardInterrupt:
-        return fail(UpgradeError("interrupted", status=ExitStatus.INTERRUPTED), as_json=options.json)
+        return fail(
+            UpgradeError("interrupted", status=ExitStatus.INTERRUPTED), as_json=options.json in (True, "-")
+        )
     except BrokenPipeError:
         raise
     except OSError as e:
-        return fail(UpgradeError(str(e)), as_json=options.json)
+        return fail(UpgradeError(str(e)), as_json=options.json in (True, "-"))
 
 
 def fail(error: UpgradeError, *, as_json: bool) -> int:

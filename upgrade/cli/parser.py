@@ -109,7 +109,7 @@ def _upgrade_options(verb: Parser) -> None:
     verb.add_argument(
         "--cgroup", metavar="PATH", action="append", default=[], help="preserve the task tree in it"
     )
-    verb.add_argument("--all", action="store_true", help="preserve every running container of every engine")
+    verb.add_argument("--all", action="store_true", help="preserve every running runc container")
     verb.add_argument(
         "--no-quiesce", dest="quiesce", action="store_false", help="leave other services running"
     )

@@ -8,16 +8,39 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from upgrade.cli import answer, say
-from upgrade.errors import ExitStatus
+from upgrade.cli import SCHEMA_VERSION, answer, say
+from upgrade.errors import ExitStatus, UpgradeError, UsageError
 from upgrade.rehearse.rehearsal import Options, rehearse
+from upgrade.rehearse.seed import REPOSITORY
 from upgrade.report import text
 from upgrade.report.model import Report
 
 
 def main(options: argparse.Namespace) -> int:
     """Rehearse, and print the report, what the workloads verified and what a client outside saw."""
-    result = rehearse(
+    if not (REPOSITORY / "scripts/install").exists():
+        raise UsageError(
+            "works from a checkout only: the machine is given this program's own source",
+            subject="rehearse",
+            hint="clone the repository and run scripts/demo or python3 -m upgrade rehearse there",
+        )
+    try:
+        result = _rehearse(options)
+    except UpgradeError as e:
+        if options.json not in (None, "-"):
+            _write(
+                {"schema_version": SCHEMA_VERSION, "outcome": "failed", "error": e.to_json()}, options.json
+            )
+        raise
+    if options.json:
+        _write(result, options.json)
+    if options.json != "-":
+        answer("\n".join(render(result)))
+    return ExitStatus.DONE if result["outcome"] == "passed" else ExitStatus.FAILED
+
+
+def _rehearse(options: argparse.Namespace) -> dict[str, Any]:
+    return rehearse(
         Options(
             kernel_from=options.kernel_from,
             kernel_to=options.kernel_to,
@@ -29,11 +52,6 @@ def main(options: argparse.Namespace) -> int:
         ),
         say,
     )
-    if options.json:
-        _write(result, options.json)
-    if options.json != "-":
-        answer("\n".join(render(result)))
-    return ExitStatus.DONE if result["outcome"] == "passed" else ExitStatus.FAILED
 
 
 def _write(result: Mapping[str, Any], where: str) -> None:

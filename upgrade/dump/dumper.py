@@ -88,7 +88,7 @@ class Dump(threading.Thread):
         return UpgradeError(
             f"CRIU cannot dump it: {reason}",
             subject=self.container.name,
-            hint="seamless-upgrade check names what it uses that CRIU does not know; or leave it out",
+            hint="stop what it uses that CRIU does not know (see the reason), or leave it out",
         )
 
 
