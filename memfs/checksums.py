@@ -13,8 +13,6 @@ from pathlib import Path
 
 import xxhash
 
-ALGORITHM = "xxh3_128"
-
 
 @dataclass(frozen=True, slots=True)
 class Sum:

@@ -7,7 +7,7 @@ Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze" and "cgroup.events".
 import time
 from collections.abc import Iterable
 
-from upgrade.errors import Refusal, UpgradeError
+from upgrade.errors import UpgradeError
 from upgrade.host import Host
 
 MOUNT_POINT = "/sys/fs/cgroup"
@@ -16,18 +16,6 @@ MOUNT_POINT = "/sys/fs/cgroup"
 def path(cgroup: str, name: str = "") -> str:
     """Return the path of a cgroup's directory or of a file in it."""
     return f"{MOUNT_POINT}/{cgroup.strip('/')}" + (f"/{name}" if name else "")
-
-
-def of_pid(host: Host, pid: int) -> str:
-    """Return the cgroup of a process, beginning with ``/``."""
-    for line in host.read(f"/proc/{pid}/cgroup").splitlines():
-        if line.startswith("0::"):
-            return line.removeprefix("0::")
-    raise Refusal(
-        "is in no cgroup of version 2",
-        subject=f"process {pid}",
-        hint="boot with systemd.unified_cgroup_hierarchy=1",
-    )
 
 
 def tree(host: Host, cgroup: str) -> list[str]:

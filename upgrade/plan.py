@@ -7,14 +7,16 @@ Every refusal names subject, reason and remedy. ``check`` prints a plan, ``run``
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
 from memfs import ranges
 from memfs.ranges import Range
-from upgrade import cgroup
+from upgrade import cgroup, netconf
 from upgrade.config import Config
 from upgrade.criu import Criu, CriuVersion
+from upgrade.dump import sockets
 from upgrade.engines import Container, engine, engines
 from upgrade.errors import ExitStatus, Refusal, UpgradeError, UsageError
 from upgrade.host import Host
@@ -64,6 +66,7 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     with Criu() as criu:
         version = criu.version()
     containers = find_containers(host, request)
+    refuse_unknown_addresses(host, containers)
     memory = _refuse_too_large(host, containers, store)
     vdso, warnings = compare_vdso(host, image)
     warnings += pid_warnings(host, containers)
@@ -179,6 +182,29 @@ def find_containers(host: Host, request: Request) -> list[Container]:
                 "holds another preserved container", subject=one.name, hint="name only one of the two"
             )
     return unique
+
+
+def refuse_unknown_addresses(host: Host, containers: list[Container]) -> None:
+    """Refuse connections from an address that the new kernel would not have in time.
+
+    Only network cards are set up before the restore: an address on a bridge, a bond or a VLAN comes back with the
+    network manager, too late to bind a restored connection to it.
+    """
+    in_host = [c for c in containers if c.host_network]
+    table = sockets.table(host) if in_host else {}
+    known = (
+        {ip_interface(a.split()[0]).ip for link in netconf.snapshot(host) for a in link.addresses}
+        if table
+        else set()
+    )
+    for container in in_host:
+        for held in sockets.of_pids(host, cgroup.pids(host, container.cgroup), table):
+            if held.is_established and not held.ip.is_loopback and held.ip not in known:
+                raise Refusal(
+                    f"has a connection from {held.ip}, which is not the address of a network card",
+                    subject=container.name,
+                    hint="close the connection first, or put the address on the card itself",
+                )
 
 
 def _refuse_too_large(host: Host, containers: list[Container], store: Range) -> int:

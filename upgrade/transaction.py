@@ -141,6 +141,13 @@ class Transaction:
             )
             store.make(device)
             store.mount(device, paths.STORE)
+            if store.free_bytes(paths.STORE) < the_plan.memory_bytes:
+                raise Refusal(
+                    f"has room for {store.free_bytes(paths.STORE) >> 20} MiB, the containers have "
+                    f"{the_plan.memory_bytes >> 20} MiB",
+                    subject=str(span),
+                    hint="make the range larger (memmap= on the command line), or preserve less",
+                )
         except (TimeoutError, store.StoreFailed) as e:
             hint = "see dmesg; ndctl list -Ni shows the namespaces"
             raise UpgradeError(str(e), subject=str(span), hint=hint) from e

@@ -8,21 +8,12 @@ import pytest
 from builders.host import Machine
 
 from upgrade import cgroup
-from upgrade.errors import Refusal, UpgradeError
+from upgrade.errors import UpgradeError
 
 
 def test_paths() -> None:
     assert cgroup.path("/a/b") == "/sys/fs/cgroup/a/b"
     assert cgroup.path("a/b/", "cgroup.procs") == "/sys/fs/cgroup/a/b/cgroup.procs"
-
-
-def test_the_cgroup_of_a_process_is_its_line_of_version_2(machine: Machine) -> None:
-    machine.file("/proc/7/cgroup", "12:cpu:/old\n1:name=systemd:/older\n0::/workload/redis")
-    machine.file("/proc/8/cgroup", "12:cpu:/old")
-    assert cgroup.of_pid(machine.host, 7) == "/workload/redis"
-    with pytest.raises(Refusal) as caught:
-        cgroup.of_pid(machine.host, 8)
-    assert caught.value.subject == "process 8"
 
 
 def test_a_tree_is_parents_first_and_its_processes_are_all(machine: Machine) -> None:

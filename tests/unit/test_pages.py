@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pycriu import images
 
-from upgrade.restore.pages import PAGE_BYTES, PE_PRESENT, count
+from upgrade.restore.pages import PAGE_BYTES, count
 
 pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")  # pycriu under protobuf 6
 
@@ -14,9 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")  # py
 def pagemap(directory: Path, name: str, pages_id: int, *runs: int) -> None:
     """Write a pagemap with runs of so many pages."""
     entries = [{"pages_id": pages_id}]
-    entries += [
-        {"vaddr": 0x10000 * n, "nr_pages": pages, "flags": PE_PRESENT} for n, pages in enumerate(runs)
-    ]
+    entries += [{"vaddr": 0x10000 * n, "nr_pages": pages, "flags": 1 << 2} for n, pages in enumerate(runs)]
     with (directory / name).open("wb") as f:
         images.dump({"magic": "PAGEMAP", "entries": entries}, f)
 

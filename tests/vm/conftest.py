@@ -118,11 +118,14 @@ class Guest:
         }
 
     def services(self) -> set[str]:
-        """Return the services and sockets that run."""
+        """Return the services and sockets that run, without those that come and go by themselves."""
         command = (
             "systemctl list-units --plain --no-legend --full --state=active --type=service,socket,timer,path"
         )
-        return {line.split()[0] for line in self.shell(command).splitlines() if line.strip()}
+        names = {line.split()[0] for line in self.shell(command).splitlines() if line.strip()}
+        return {
+            name for name in names if not name.startswith(("systemd-hostnamed", "user@", "user-runtime-dir@"))
+        }
 
     def wait(self, script: str, seconds: float = 120) -> None:
         """Wait until a script succeeds."""

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from upgrade import VERSION
 
+# For users; those that only units call are not listed.
 VERBS = ("check", "run", "restore", "status", "report", "history", "abort", "rehearse")
 
 _EXIT_STATUSES = """exit status:
@@ -68,14 +69,14 @@ def _parser() -> Parser:
     history = _verb(verbs, "history", "the kernels of this host")
     history.add_argument("--record", choices=("boot", "shutdown"), help=argparse.SUPPRESS)
     _verb(verbs, "abort", "stop a running upgrade before its jump and undo it")
-    _verb(verbs, "execute", None)
-    _verb(verbs, "recover", None)
+    _verb(verbs, "execute", "carry out the request (called by the unit)")
+    _verb(verbs, "recover", "undo what a killed run left (called by the unit)")
     _rehearse_options(_verb(verbs, "rehearse", "try an upgrade in a virtual machine"))
     return top
 
 
-def _verb(verbs: "argparse._SubParsersAction[Parser]", name: str, text: str | None) -> Parser:
-    extra: Any = {"help": text} if text else {}
+def _verb(verbs: "argparse._SubParsersAction[Parser]", name: str, text: str) -> Parser:
+    extra: Any = {"help": text} if name in VERBS else {}
     verb = verbs.add_parser(name, description=text, **extra)
     if name == "rehearse":
         verb.add_argument("--json", metavar="FILE", help="write the result as JSON (- for standard output)")

@@ -8,6 +8,7 @@ with psutil, which parses them for every process anew.
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from upgrade.host import Host
 
@@ -23,6 +24,13 @@ class Socket:
     address: str  # hexadecimal, as the kernel prints it
     port: int
     state: int
+
+    @property
+    def ip(self) -> IPv4Address | IPv6Address:
+        """The local address; the kernel prints it in words of the machine's byte order."""
+        words = [bytes.fromhex(self.address[at : at + 8])[::-1] for at in range(0, len(self.address), 8)]
+        found = ip_address(b"".join(words))
+        return found.ipv4_mapped or found if isinstance(found, IPv6Address) else found
 
     @property
     def is_established(self) -> bool:

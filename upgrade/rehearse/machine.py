@@ -2,7 +2,6 @@
 """A machine that is thrown away afterwards: boots a kernel in QEMU, runs commands, survives kexec."""
 
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from tenacity import (
 )
 
 from upgrade.errors import UpgradeError
-from upgrade.process import CommandFailed, run
+from upgrade.process import CommandFailed
 from upgrade.rehearse.agent import Agent, AgentSilent, CommandLost
 from upgrade.rehearse.cache import Cache
 from upgrade.rehearse.console import Console
@@ -136,15 +135,6 @@ class Machine:
     def get(self, path: str) -> bytes:
         """Return a file of the guest."""
         return self._guarded(lambda: self.agent.read(path))
-
-    def copy_in(self, source: Path, target: str) -> None:
-        """Copy a directory into the guest. For many megabytes a seed is faster."""
-        archive = "/tmp/.copied-in.tar"
-        with tempfile.TemporaryDirectory() as work:
-            packed = Path(work, "packed.tar")
-            run(["tar", "-C", source, "--owner=0", "--group=0", "-cf", packed, "."])
-            self.put(archive, packed.read_bytes())
-        self.shell(f'mkdir -p "{target}"; tar -C "{target}" -xf {archive}; rm {archive}')
 
     def mount_seed(self) -> str:
         """Mount the seed and return where; after a kexec it has to be done again."""

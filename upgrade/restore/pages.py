@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE_BYTES = 4096
-PE_PRESENT = 1 << 2  # criu/include/pagemap.h
 
 
 @dataclass(frozen=True, slots=True)
