@@ -106,7 +106,9 @@ class Guest:
         """Return everything that a run could leave behind."""
         return {
             "rules": self.shell("nft list ruleset"),
-            "mounts": self.shell("awk '{print $2, $3}' /proc/mounts | grep -v -e autofs -e /run/user -e /run/credentials | sort"),
+            "mounts": self.shell(
+                "awk '{print $2, $3}' /proc/mounts | grep -v -e autofs -e /run/user -e /run/credentials | sort"
+            ),
             "loaded kernel": self.shell("cat /sys/kernel/kexec_loaded"),
             "frozen": self.shell("grep -rs 1 /sys/fs/cgroup --include=cgroup.freeze || true"),
             "state": self.shell("ls /var/lib/seamless-upgrade"),

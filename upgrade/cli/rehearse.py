@@ -4,7 +4,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,21 @@ def _verdicts(name: str, seen: Mapping[str, Any], report: Mapping[str, Any] | No
         yield f"{name}: {'intact' if verified['exit_status'] == 0 else 'DAMAGED'}, {good} things verified"
         yield from (f"  {line}" for line in bad)
     if probed is not None:
-        yield f"{name}: client outside: {_probe(probed, report)}"
+        yield f"{name}: client outside: {_probe(probed, _downtime(report, seen['preserved']))}"
 
 
-def _probe(probed: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+def _downtime(report: Mapping[str, Any] | None, names: Sequence[str]) -> float | None:
+    """Return how long the tool itself says that a workload was away."""
+    found = [c["downtime_seconds"] for c in (report or {}).get("containers", ()) if c["name"] in names]
+    return max((seconds for seconds in found if seconds is not None), default=None)
+
+
+def _probe(probed: Mapping[str, Any], downtime: float | None) -> str:
     try:
         found = json.loads(probed["output"].strip().splitlines()[-1])
         gap, replies = found["largest_gap_seconds"], found["replies"]
     except (ValueError, KeyError, IndexError):
         return f"exit status {probed['exit_status']}: {probed['output'].strip()[-300:]}"
-    own = f" (the tool measured {report['downtime_seconds']:.2f} s)" if report else ""
+    own = "" if downtime is None else f" (the tool measured {downtime:.2f} s)"
     state = "one connection all the time" if probed["exit_status"] == 0 else "FAILED"
     return f"{state}, {replies} replies, largest gap {gap:.2f} s{own}"

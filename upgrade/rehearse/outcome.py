@@ -62,7 +62,12 @@ class Outcome:
             "verify": verified.get(only) if only else verified,
             "probe": self.probed.get(only) if only else dict(self.probed),
             "workloads": {
-                name: {"verify": verified.get(name), "probe": self.probed.get(name)} for name in names
+                each.name: {
+                    "preserved": [*each.cgroups, *each.containers],
+                    "verify": verified.get(each.name),
+                    "probe": self.probed.get(each.name),
+                }
+                for each in self.workloads
             },
             "rounds": list(self.rounds),
             "versions": versions(machine),
