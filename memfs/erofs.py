@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""The header of an EROFS image whose files' blocks lie anywhere on the same device, in any order.
+
+One flat directory of chunk-based files, a chunk being a block of 4096 bytes: each page of a file is found with an
+index entry of 8 bytes, so 1 GiB of files costs 2 MiB. What is written is block 0 (the superblock) and the metadata
+area, which may begin at any other block; blocks that hold file contents are never touched.
+
+::
+
+    block 0      1024 bytes of zeroes, superblock
+    metadata     [64 unused] root inode, {inode, its chunk indexes} in the order of the names, directory blocks
+
+The format is fs/erofs/erofs_fs.h of Linux 5.15 and later. Its block numbers have 32 bits and the last one means a
+hole: a device has at most 2^32 - 1 blocks (16 TiB).
+"""
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from mmap import mmap
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memfs import directory
+
+BLOCK_BYTES = directory.BLOCK_BYTES
+HOLE = 0xFFFFFFFF  # EROFS_NULL_ADDR: a block of zeroes
+MOST_BLOCKS = HOLE
+
+Blocks: TypeAlias = NDArray[np.uint32]
+
+_MAGIC = 0xE0F5E1E2
+_SUPERBLOCK = 1024
+_COMPAT_SB_CHKSUM = 0x1
+_INCOMPAT_CHUNKED_FILE = 0x4
+_CHUNK_FORMAT_INDEXES = 0x20  # the low bits: log2(blocks in a chunk), 0
+_EXTENDED, _FLAT, _CHUNK_BASED = 1, 0 << 1, 4 << 1  # i_format
+_VOLUME_BYTES = 15  # and a zero: the kernel refuses a volume name without
+
+_INODE_BYTES = 64
+_INDEX_BYTES = 8
+_NID_BYTES = 32
+# format, xattr_icount, mode, reserved, size, i_u, ino, uid, gid, mtime, mtime_nsec, nlink, reserved2
+_INODE = struct.Struct("<HHHHQIIIIQII16x")
+# magic, checksum, feature_compat, blkszbits, extslots, root_nid, inos, build_time, build_time_nsec, blocks,
+# meta_blkaddr, xattr_blkaddr, uuid, volume_name, feature_incompat, the rest is 0
+_SUPER = struct.Struct("<IIIBBHQQIIII16s16sI44x")
+
+# The number 0 is no inode: glibc takes a directory entry with it for a deleted one.
+_ROOT_OFFSET = _INODE_BYTES
+_ROOT_NID = _ROOT_OFFSET // _NID_BYTES
+_PIECE = 1 << 20  # blocks looked at in one go
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file to be: its name and exact size; it takes a block for every 4096 bytes begun."""
+
+    name: str
+    size_bytes: int
+
+    @property
+    def blocks(self) -> int:
+        """Return the number of its blocks, holes included."""
+        return -(-self.size_bytes // BLOCK_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything goes. Known before the files' blocks are: they may be allocated behind the metadata."""
+
+    files: tuple[File, ...]
+    """In the order of their names' bytes."""
+    offsets: tuple[int, ...]
+    """Of each file's inode, in bytes from the start of the metadata."""
+    meta_start_block: int
+    meta_blocks: int
+    directory_offset: int
+    device_blocks: int
+
+    @property
+    def meta_end_block(self) -> int:
+        """Return the first block behind the metadata."""
+        return self.meta_start_block + self.meta_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What has to be written: ``block0`` to the start of the device, ``metadata`` to the layout's start block."""
+
+    layout: Layout
+    block0: bytes
+    metadata: memoryview
+
+
+def plan(files: Iterable[File], meta_start_block: int, device_blocks: int) -> Layout:
+    """Return the layout of the metadata of ``files``.
+
+    :param meta_start_block: where the metadata begins, anywhere behind block 0
+    :param device_blocks: the size of the device in blocks of 4096 bytes
+    :raises ValueError: if a name is none or appears twice, or the metadata would not fit on the device
+    """
+    ordered = tuple(sorted(files, key=lambda f: f.name.encode()))
+    names = [f.name.encode() for f in ordered]
+    directory.refuse(names)
+    if any(f.size_bytes < 0 for f in ordered):
+        raise ValueError("negative file size")
+    offsets, at = [], _ROOT_OFFSET + _INODE_BYTES
+    for file in ordered:
+        offsets.append(at)
+        # no inode straddles two blocks: 4096 is a multiple of 64
+        at = _up(at + _INODE_BYTES + file.blocks * _INDEX_BYTES, _INODE_BYTES)
+    end = _up(at, BLOCK_BYTES)
+    size = end // BLOCK_BYTES + directory.count_blocks(names)
+    layout = Layout(ordered, tuple(offsets), meta_start_block, size, end, device_blocks)
+    if not 0 < device_blocks <= MOST_BLOCKS:
+        raise ValueError(f"a device has 1 to {MOST_BLOCKS} blocks, not {device_blocks}")
+    if meta_start_block < 1 or layout.meta_end_block > device_blocks:
+        raise ValueError(
+            f"metadata of blocks {meta_start_block} to {layout.meta_end_block - 1} is not on the device"
+        )
+    return layout
+
+
+def write(
+    layout: Layout,
+    blocks: Mapping[str, Blocks],
+    *,
+    uuid: bytes = bytes(16),
+    volume: str = "",
+    out: mmap | bytearray | memoryview | None = None,
+) -> Header:
+    """Return the header of files whose contents lie in ``blocks``, block numbers of the device or ``HOLE``.
+
+    Takes 8 bytes a page for the metadata (none if ``out`` is given) and not more than a few MiB beside it.
+
+    :param out: where the metadata is written to, of ``layout.meta_blocks * 4096`` bytes; new memory without. A
+        mapping stays open as long as the header's view of it
+    :raises ValueError: if a file's blocks do not fit its size, lie behind the device's end, or would be
+        overwritten by the header; or if uuid, volume name or ``out`` have the wrong size
+    """
+    if len(uuid) != 16 or len(volume.encode()) > _VOLUME_BYTES:
+        raise ValueError(f"the uuid has 16 bytes, the volume name at most {_VOLUME_BYTES}")
+    size = layout.meta_blocks * BLOCK_BYTES
+    target = memoryview(bytearray(size) if out is None else out).cast("B")
+    if len(target) != size or target.readonly:
+        raise ValueError(f"the metadata takes {size} writable bytes")
+    area = np.frombuffer(target, np.uint8)
+    area[:BLOCK_BYTES] = 0
+    for number, (file, offset) in enumerate(zip(layout.files, layout.offsets, strict=True), start=2):
+        found = blocks[file.name]
+        if found.shape != (file.blocks,) or found.dtype != np.uint32:
+            raise ValueError(f"{file.name}: {file.size_bytes} bytes take {file.blocks} blocks of type uint32")
+        _refuse_blocks(layout, file.name, found)
+        inode = _inode(_CHUNK_BASED, 0o100400, file.size_bytes, _CHUNK_FORMAT_INDEXES, number, 1)
+        first = offset + _INODE_BYTES
+        last = first + file.blocks * _INDEX_BYTES
+        target[offset:first] = inode
+        indexes = area[first:last].view("<u4")
+        indexes[0::2] = 0  # advise, device_id
+        indexes[1::2] = found
+        area[last : _up(last, BLOCK_BYTES)] = 0  # what belongs to the next inode is written after
+    nids = (offset // _NID_BYTES for offset in layout.offsets)
+    entries = directory.pack(_ROOT_NID, zip((f.name.encode() for f in layout.files), nids, strict=True))
+    at = layout.directory_offset
+    target[at:] = entries.ljust(size - at, b"\0")
+    block = layout.meta_start_block + at // BLOCK_BYTES
+    root = _inode(_FLAT, 0o040500, len(entries), block, 1, 2)
+    target[_ROOT_OFFSET : _ROOT_OFFSET + _INODE_BYTES] = root
+    return Header(layout, _block0(layout, uuid, volume), target)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _refuse_blocks(layout: Layout, name: str, blocks: Blocks) -> None:
+    start, length = np.uint32(layout.meta_start_block), np.uint32(layout.meta_blocks)
+    for at in range(0, len(blocks), _PIECE):
+        some = blocks[at : at + _PIECE]
+        # what lies before the start becomes a large number
+        if (some == 0).any() or (some - start < length).any():
+            raise ValueError(f"{name}: a block lies where the header goes")
+        if (some >= layout.device_blocks).any() and (some[some != HOLE] >= layout.device_blocks).any():
+            raise ValueError(f"{name}: a block lies behind the end of the device")
+
+
+def _inode(kind: int, mode: int, size: int, i_u: int, number: int, links: int) -> bytes:
+    return _INODE.pack(_EXTENDED | kind, 0, mode, 0, size, i_u, number, 0, 0, 0, 0, links)
+
+
+def _block0(layout: Layout, uuid: bytes, volume: str) -> bytes:
+    def fields(checksum: int) -> bytes:
+        values = (
+            *(_MAGIC, checksum, _COMPAT_SB_CHKSUM, BLOCK_BYTES.bit_length() - 1, 0),
+            *(_ROOT_NID, len(layout.files) + 1, 0, 0, layout.device_blocks),
+            *(layout.meta_start_block, 0, uuid, volume.encode(), _INCOMPAT_CHUNKED_FILE),
+        )
+        return _SUPER.pack(*values).ljust(BLOCK_BYTES - _SUPERBLOCK, b"\0")
+
+    return bytes(_SUPERBLOCK) + fields(_crc32c(fields(0)))
+
+
+def _crc32c(data: bytes) -> int:
+    """Return the Castagnoli CRC as EROFS has it: all ones at the start, not inverted at the end."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc
