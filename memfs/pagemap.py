@@ -48,15 +48,19 @@ def pfns_of_runs(pagemap: Path | int, runs: Iterable[tuple[int, int]]) -> Pfns:
     Takes 8 bytes a page and less than 2 MiB beside it.
 
     :param runs: address in bytes and number of pages of each
+    :raises PagemapEnds: if there are fewer pages
+    :raises PagesHidden: without CAP_SYS_ADMIN
+    :raises ValueError: if a run does not begin with a page
     """
     wanted = list(runs)
+    for vaddr, npages in wanted:
+        if vaddr % PAGE_BYTES or vaddr < 0 or npages < 0:
+            raise ValueError(f"no run of pages: {npages} from {vaddr:#x}")
     found = np.empty(sum(npages for _, npages in wanted), np.uint64)
     fd = pagemap if isinstance(pagemap, int) else os.open(pagemap, os.O_RDONLY | os.O_CLOEXEC)
     try:
         at = 0
         for vaddr, npages in wanted:
-            if vaddr % PAGE_BYTES or vaddr < 0 or npages < 0:
-                raise ValueError(f"no run of pages: {npages} from {vaddr:#x}")
             _read(fd, vaddr, found[at : at + npages])
             at += npages
     finally:

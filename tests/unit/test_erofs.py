@@ -3,6 +3,7 @@
 
 import re
 import struct
+import subprocess
 import tempfile
 from mmap import mmap
 from pathlib import Path
@@ -219,11 +220,19 @@ def test_a_damaged_superblock_is_found(device: Device, offset: int) -> None:
     assert not good, text
 
 
+@NEEDS_MOUNT
+def test_the_kernel_refuses_a_damaged_superblock(device: Device, tmp_path: Path) -> None:
+    make(device, LAYOUTS["mixed"], FAR)
+    device.content[0, 1024 + 36] ^= 0x10
+    device.content.tofile(device.path)
+    with pytest.raises(subprocess.CalledProcessError), mounted(device.path, tmp_path / "mnt"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("place", "offset", "value"),
     [
         ("root", 0, 0x000F),  # an unknown layout
-        ("root", 4, 0o010400),  # no directory
         ("file", 0, 0x000F),
         ("file", 4, 0),
         ("file", 16, 0xFFFF),  # an unknown chunk format
@@ -236,7 +245,6 @@ def test_a_damaged_superblock_is_found(device: Device, offset: int) -> None:
 def test_damaged_metadata_is_found(device: Device, place: str, offset: int, value: int) -> None:
     layout = make(device, LAYOUTS["mixed"], FAR).layout
     start = {"root": 64, "file": layout.offsets[0], "directory": layout.directory_offset}[place]
-    device.path.touch()
     with device.path.open("r+b") as f:
         f.seek(FAR * BLOCK_BYTES + start + offset)
         f.write(struct.pack("<H", value))
