@@ -129,7 +129,8 @@ def classify(pfns: Pfns, pieces: Sequence[Piece]) -> Blocks:
 def build(images: Iterable[Pfns], pieces: Sequence[Piece], gap: Gap) -> FrameMap:
     """Return the map of ``images``, each given as the frames of its pages in file order, 0 for none.
 
-    ``images`` may be a generator that reads one after the other.
+    ``images`` may be a generator that reads one after the other. Where most pages may lie outside, count with
+    ``classify`` first: the stragglers are all gathered before ``GapFull`` can tell their exact number.
 
     :raises GapFull: if the stragglers do not fit into ``gap``
     :raises ValueError: if pieces and gap overlap on the device, or pieces in memory

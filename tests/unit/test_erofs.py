@@ -48,8 +48,9 @@ LAYOUTS: dict[str, Files] = {
     },
     "many files": many(1000),
     "long names": many(100, "{:0255}"),
-    # the directory: the names fill the first block exactly, then one byte more
-    "full directory block": many((4096 - 13 - 14) // 29, "{:017}") | {"z" * 7: (1, as_blocks(LAST))},
+    # entries of 12 bytes and names: 13 + 14 + 139 * 29 + 38 = 4096
+    "full directory block": many(139, "{:017}") | {"z" * 26: (1, as_blocks(LAST))},
+    "one byte more": many(139, "{:017}") | {"z" * 27: (1, as_blocks(LAST))},
     "other names": {
         name: (BLOCK_BYTES, as_blocks(FIRST + i))
         for i, name in enumerate(
@@ -93,7 +94,8 @@ def test_fsck_extracts_what_the_blocks_hold(
     assert read_tree(tmp_path / "out") == expected(device, files)
 
 
-# fsck.erofs 1.5 of Debian 12 leaves holes out of what it extracts, so only the kernel is asked for their contents
+# What fsck.erofs extracts lacks all holes (1.5, Debian 12) or those at the end of a file (1.8.6, Debian 13): only
+# the kernel is asked for their contents.
 @pytest.mark.parametrize("files", HOLES.values(), ids=HOLES.keys())
 def test_fsck_accepts_holes(device: Device, files: Files) -> None:
     make(device, files, NEAR)
@@ -112,7 +114,8 @@ def test_the_kernel_reads_what_the_blocks_hold(
         for name, (size, _) in files.items():
             found = (where / name).stat()
             assert (found.st_size, found.st_mode, found.st_nlink, found.st_uid) == (size, 0o100400, 1, 0)
-        assert len({p.stat().st_ino for p in where.iterdir()} | {0}) == len(files) + 1
+        numbers = {0, where.stat().st_ino, *(p.stat().st_ino for p in where.iterdir())}
+        assert len(numbers) == len(files) + 2
         assert not (where / "missing").exists()
 
 
@@ -143,6 +146,15 @@ def test_the_layout_is_known_before_the_blocks(device: Device) -> None:
     # 2 MiB of indexes, inodes and the directory
     assert layout.meta_blocks == 512 + 2
     assert layout.meta_end_block == 515
+
+
+def test_a_full_directory_block_is_followed_by_another() -> None:
+    sizes = []
+    for name in ("full directory block", "one byte more"):
+        files = [File(name, 0) for name in LAYOUTS[name]]
+        layout = plan(files, 1, DEVICE_BLOCKS)
+        sizes.append(layout.meta_blocks - layout.directory_offset // BLOCK_BYTES)
+    assert sizes == [1, 2]
 
 
 def test_it_is_written_to_where_one_wants_it(device: Device) -> None:
