@@ -245,7 +245,7 @@ def test_result_for_one_and_for_several_workloads(tmp_path: Path, monkeypatch: p
     one = outcome_of({"a": GOOD}, {}).to_json(dead)
     assert one["verify"] == GOOD
     assert one["probe"] is None
-    assert one["workloads"] == {"a": {"verify": GOOD, "probe": None}}
+    assert one["workloads"] == {"a": {"preserved": [], "verify": GOOD, "probe": None}}
     two = outcome_of({"a": GOOD, "b": BAD}, {"a": GOOD}).to_json(dead)
     assert two["verify"] == {"a": GOOD, "b": BAD}
     assert two["probe"] == {"a": GOOD}
