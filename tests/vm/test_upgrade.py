@@ -11,6 +11,7 @@ import pytest
 from tests.vm.conftest import REPOSITORY, WORKLOADS
 from upgrade.rehearse.rehearsal import Options, rehearse
 
+ROUNDS = 10
 NAMES = ("redis", "runc-memory", "threads")
 SCHEMA = json.loads((REPOSITORY / "upgrade/report/schema.json").read_text())
 
@@ -29,8 +30,8 @@ def gap(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def there_and_back() -> dict[str, Any]:
-    """Return the result of an upgrade and of the way back, in one machine."""
-    return upgrade("trixie-security", rounds=2)
+    """Return the result of ten upgrades in a row, to and fro in one machine."""
+    return upgrade("trixie-security", rounds=ROUNDS)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def check_round(done: dict[str, Any]) -> None:
 
 def test_there_and_back(there_and_back: dict[str, Any]) -> None:
     assert there_and_back["outcome"] == "passed", there_and_back["error"]
-    assert len(there_and_back["rounds"]) == 2
+    assert len(there_and_back["rounds"]) == ROUNDS
     for done in there_and_back["rounds"]:
         check_round(done)
         assert done["report"]["vdso"]["method"] == "in-place"
