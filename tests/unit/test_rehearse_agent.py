@@ -135,6 +135,16 @@ def test_refusal_of_the_agent(fake: FakeAgent, agent: Agent) -> None:
         agent.read("/nowhere")
 
 
+@pytest.mark.parametrize("refused", [("guest-file-read", "guest-file-close"), ("guest-file-close",)])
+def test_file_that_went_away_with_its_kernel(fake: FakeAgent, agent: Agent, refused: tuple[str, ...]) -> None:
+    """The agent of the next kernel does not know the handle that the last one gave."""
+    fake.files["/a"] = b"content"
+    unknown: Answer = {"error": {"class": "GenericError", "desc": "handle '1244' has not been found"}}
+    fake.override = lambda command, _: unknown if command in refused else None
+    with pytest.raises(CommandLost):
+        agent.read("/a")
+
+
 def test_sync_skips_what_the_old_kernel_left(fake: FakeAgent, agent: Agent) -> None:
     fake.before_sync = b'{"return": {"pi\xff{"return": 1}\n{"return": "half'
     agent.sync(timeout=5)

@@ -11,7 +11,8 @@ import json
 import shlex
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -131,26 +132,37 @@ class Agent:
 
     def read(self, path: str) -> bytes:
         """Return a file's contents; files of ``/proc`` too."""
-        handle = self.call("guest-file-open", {"path": path, "mode": "r"})
         parts = []
-        try:
+        with self._file(path, "r") as handle:
             while True:
                 part = self.call("guest-file-read", {"handle": handle, "count": CHUNK_BYTES})
                 parts.append(base64.b64decode(part["buf-b64"]))
                 if part["eof"] or not part["count"]:
                     return b"".join(parts)
-        finally:
-            self.call("guest-file-close", {"handle": handle})
+
+    @contextmanager
+    def _file(self, path: str, mode: str) -> Iterator[int]:
+        """Open a file of the guest.
+
+        :raises CommandLost: where the kernel is replaced meanwhile: the next one's agent knows no such handle
+        """
+        handle: int = self.call("guest-file-open", {"path": path, "mode": mode})
+        try:
+            try:
+                yield handle
+            finally:
+                self.call("guest-file-close", {"handle": handle})
+        except AgentError as e:
+            if "has not been found" not in e.message:
+                raise
+            raise CommandLost("the kernel went away while the file was open", subject=path) from e
 
     def append(self, path: str, content: bytes) -> None:
         """Write ``content`` at the end of a file that exists (the agent makes new files world-writable)."""
-        handle = self.call("guest-file-open", {"path": path, "mode": "a"})
-        try:
+        with self._file(path, "a") as handle:
             for start in range(0, len(content), CHUNK_BYTES):
                 part = base64.b64encode(content[start : start + CHUNK_BYTES]).decode()
                 self.call("guest-file-write", {"handle": handle, "buf-b64": part})
-        finally:
-            self.call("guest-file-close", {"handle": handle})
 
     def _wait(self, pid: int, argv: Sequence[str], timeout: float) -> Any:
         """Return the status of a program that has ended. The agent cannot wait: ask again and again."""
