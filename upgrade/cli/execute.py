@@ -16,6 +16,7 @@ from upgrade.events import Events
 from upgrade.host import Host
 from upgrade.request import Request
 from upgrade.transaction import Transaction
+from upgrade.undo import uninterrupted
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,7 @@ def main(_options: argparse.Namespace) -> int:
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):  # the undo is not to be interrupted
-        signal.signal(number, signal.SIG_IGN)
+    uninterrupted()
     raise Interrupted("aborted; the containers run on and everything was undone")
 
 
