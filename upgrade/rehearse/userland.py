@@ -20,6 +20,7 @@ PACKAGES = (
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "initramfs-tools", "zstd", "lz4", "lzop",
     "busybox", "linux-base", "criu", "python3", "python3-pycriu", "python3-psutil", "python3-pyroute2",
     "python3-tenacity", "python3-pyelftools", "python3-jinja2", "python3-xxhash", "python3-protobuf",
+    "python3-numpy",
     "runc", "kexec-tools", "ndctl", "daxctl", "erofs-utils", "nftables", "conntrack", "qemu-guest-agent",
     "redis-server", "redis-tools", "e2fsprogs", "procps", "util-linux", "strace",
 )  # fmt: skip
