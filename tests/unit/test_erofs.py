@@ -10,12 +10,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders.device import Device, as_blocks, dump, fsck, mounted, read_tree, why_not_mounted
+from builders.device import (
+    Device,
+    Devices,
+    as_blocks,
+    dump,
+    fsck,
+    mounted,
+    read_pages,
+    read_tree,
+    why_not_mounted,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfs import erofs
-from memfs.erofs import BLOCK_BYTES, HOLE, MOST_BLOCKS, Blocks, File, Header, plan, write
+from memfs.erofs import (
+    BLOCK_BYTES,
+    HOLE,
+    MOST_BLOCKS,
+    MOST_EXTRA,
+    Blocks,
+    Extra,
+    File,
+    Header,
+    number,
+    plan,
+    write,
+)
 
 NEEDS_MOUNT = pytest.mark.skipif(bool(why_not_mounted()), reason=why_not_mounted())
 
@@ -298,8 +320,8 @@ def test_what_cannot_be_laid_out_is_refused(
         (as_blocks(5, 0), "where the header goes"),
         (as_blocks(10, 5), "where the header goes"),
         (as_blocks(5, 11), "where the header goes"),
-        (as_blocks(5, 100), "behind the end"),
-        (as_blocks(HOLE, HOLE - 1), "behind the end"),
+        (as_blocks(5, 100), "on no device"),
+        (as_blocks(HOLE, HOLE - 1), "on no device"),
     ],
 )
 def test_blocks_that_cannot_be_right_are_refused(blocks: Blocks, why: str) -> None:
@@ -330,3 +352,188 @@ def test_the_last_block_of_the_largest_device_can_be_named() -> None:
 def test_the_checksum_is_crc32c() -> None:
     # the check value of CRC-32C, which is inverted at the end
     assert erofs._crc32c(b"123456789") ^ 0xFFFFFFFF == 0xE3069283
+
+
+# Two extra devices: their blocks have the numbers from 3000 on, and from 5000 on
+EXTRA = number(DEVICE_BLOCKS, [(2000, "node1"), (1, "node2")])
+SECOND, THIRD = (e.first_block for e in EXTRA)
+SEVERAL: dict[str, Files] = {
+    "one on each": {"a": (3 * BLOCK_BYTES, as_blocks(LAST, SECOND + 1999, THIRD))},
+    "only on the second": {"a": (BLOCK_BYTES - 1, as_blocks(SECOND))},
+    "only on the primary": LAYOUTS["mixed"],
+    "across the ends": {
+        "a": (4 * BLOCK_BYTES, as_blocks(2998, 2999, SECOND, SECOND + 1)),
+        "b": (2 * BLOCK_BYTES, as_blocks(SECOND + 1999, THIRD)),
+    },
+    "in order": {"a": (2000 * BLOCK_BYTES, np.arange(SECOND, SECOND + 2000, dtype=np.uint32))},
+    "scattered": {
+        "a": (
+            4000 * BLOCK_BYTES,
+            np.random.default_rng(4).permutation(
+                np.concatenate([scattered(2000), np.arange(SECOND, SECOND + 2000, dtype=np.uint32)])
+            ),
+        )
+    },
+}
+
+
+def several(directory: Path, device_blocks: int, extra: tuple[Extra, ...]) -> Devices:
+    made = (
+        (e.first_block, Device.of_size(directory / f"extra{i}.img", e.blocks, seed=i))
+        for i, e in enumerate(extra, start=1)
+    )
+    return Devices(Device.of_size(directory / "device.img", device_blocks), tuple(made))
+
+
+def make_several(
+    devices: Devices, files: Files, meta_start_block: int, extra: tuple[Extra, ...]
+) -> dict[str, bytes]:
+    """Return what the files hold."""
+    sizes = [File(name, size) for name, (size, _) in files.items()]
+    layout = plan(sizes, meta_start_block, len(devices.primary.content), extra)
+    devices.put(write(layout, {name: blocks for name, (_, blocks) in files.items()}))
+    return {name: devices.expected(blocks, size) for name, (size, blocks) in files.items()}
+
+
+@pytest.mark.parametrize("meta_start_block", [NEAR, 2600])
+@pytest.mark.parametrize("files", SEVERAL.values(), ids=SEVERAL.keys())
+def test_fsck_extracts_what_several_devices_hold(tmp_path: Path, files: Files, meta_start_block: int) -> None:
+    devices = several(tmp_path, DEVICE_BLOCKS, EXTRA)
+    expected = make_several(devices, files, meta_start_block, EXTRA)
+    options = [f"--device={path}" for path in devices.paths]
+    good, text = fsck(devices.primary.path, *options, f"--extract={tmp_path / 'out'}")
+    assert good, text
+    assert read_tree(tmp_path / "out") == expected
+
+
+@NEEDS_MOUNT
+@pytest.mark.parametrize("files", SEVERAL.values(), ids=SEVERAL.keys())
+def test_the_kernel_reads_what_several_devices_hold(tmp_path: Path, files: Files) -> None:
+    devices = several(tmp_path, DEVICE_BLOCKS, EXTRA)
+    expected = make_several(devices, files, NEAR, EXTRA)
+    with mounted(devices.primary.path, tmp_path / "mnt", devices.paths) as where:
+        assert read_pages(where) == expected
+
+
+@NEEDS_MOUNT
+def test_the_kernel_takes_neither_fewer_nor_more_devices(tmp_path: Path) -> None:
+    devices = several(tmp_path, DEVICE_BLOCKS, EXTRA)
+    make_several(devices, SEVERAL["one on each"], NEAR, EXTRA)
+    for paths in (devices.paths[:1], [*devices.paths, devices.primary.path]):
+        with pytest.raises(subprocess.CalledProcessError):
+            with mounted(devices.primary.path, tmp_path / "mnt", paths):
+                pass
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_layout_on_several_devices_is_what_fsck_extracts(data: st.DataObject) -> None:
+    check_several(data, kernel=False)
+
+
+@NEEDS_MOUNT
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_any_layout_on_several_devices_is_what_the_kernel_reads(data: st.DataObject) -> None:
+    check_several(data, kernel=True)
+
+
+def check_several(data: st.DataObject, *, kernel: bool) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=3 if kernel else 6))
+    space = data.draw(st.integers(0, 20))  # between the numbers of devices
+    extra = tuple(
+        Extra(e.blocks, e.first_block + i * space, e.tag)
+        for i, e in enumerate(number(200, ((n, f"node{i}") for i, n in enumerate(sizes))))
+    )
+    meta_start_block = data.draw(st.integers(1, 60))
+    drawn = data.draw(st.lists(st.integers(0, 20 * BLOCK_BYTES), max_size=10))
+    wanted = [File(f"pages-{i}.img", size) for i, size in enumerate(drawn)]
+    layout = plan(wanted, meta_start_block, 200, extra)
+    free = [*range(1, meta_start_block), *range(layout.meta_end_block, 200)]
+    blocks = st.sampled_from([*free, *(b for e in extra for b in range(e.first_block, e.end_block))])
+    files: Files = {}
+    for file in wanted:
+        chosen = data.draw(st.lists(blocks, min_size=file.blocks, max_size=file.blocks))
+        files[file.name] = (file.size_bytes, as_blocks(*chosen))
+    with tempfile.TemporaryDirectory() as directory:
+        devices = several(Path(directory), 200, extra)
+        expected = make_several(devices, files, meta_start_block, extra)
+        if kernel:
+            with mounted(devices.primary.path, Path(directory) / "mnt", devices.paths) as where:
+                assert read_pages(where) == expected
+        else:
+            out = Path(directory) / "out"
+            options = [f"--device={path}" for path in devices.paths]
+            good, text = fsck(devices.primary.path, *options, f"--extract={out}")
+            assert good, text
+            assert read_tree(out) == expected
+
+
+def test_dump_shows_the_device_table(tmp_path: Path) -> None:
+    devices = several(tmp_path, DEVICE_BLOCKS, EXTRA)
+    make_several(devices, {}, FAR, EXTRA)
+    text = dump(devices.primary.path, "-s", *(f"--device={path}" for path in devices.paths))
+    assert re.search(r"^Filesystem blocks: +5001$", text, re.MULTILINE)
+    assert "device_table" in text
+    assert bytes(devices.primary.content[0, 1024 + 36 : 1024 + 40]) == struct.pack("<I", 3000)
+    slots = bytes(devices.primary.content[0, 1152:])
+    assert slots[:72] == b"node1".ljust(64, b"\0") + struct.pack("<II", 2000, 3000)
+    assert slots[128:200] == b"node2".ljust(64, b"\0") + struct.pack("<II", 1, 5000)
+    assert not any(slots[256:])
+
+
+def test_a_chunk_index_has_the_device_and_the_block_there() -> None:
+    layout = plan([File("a", 5 * BLOCK_BYTES)], 1, DEVICE_BLOCKS, EXTRA)
+    header = write(layout, {"a": as_blocks(2999, SECOND, SECOND + 1999, THIRD, HOLE)})
+    first = layout.offsets[0] + 64
+    found = [struct.unpack_from("<HHI", header.metadata, first + 8 * i) for i in range(5)]
+    assert found == [(0, 0, 2999), (0, 1, 0), (0, 1, 1999), (0, 2, 0), (0, 0, HOLE)]
+
+
+def test_without_extra_devices_nothing_tells_of_them() -> None:
+    header = write(plan([], 1, 100), {})
+    assert not any(header.block0[1024 + 84 :])
+    assert header.block0[1024 + 80] == 0x4
+
+
+def test_as_many_devices_as_have_a_slot(tmp_path: Path) -> None:
+    extra = number(DEVICE_BLOCKS, [(3, f"{i:063}") for i in range(MOST_EXTRA)])
+    devices = several(tmp_path, DEVICE_BLOCKS, extra)
+    blocks = as_blocks(*(e.first_block + 1 for e in extra))
+    expected = make_several(devices, {"a": (MOST_EXTRA * BLOCK_BYTES, blocks)}, NEAR, extra)
+    options = [f"--device={path}" for path in devices.paths]
+    good, text = fsck(devices.primary.path, *options, f"--extract={tmp_path / 'out'}")
+    assert good, text
+    assert read_tree(tmp_path / "out") == expected
+    with pytest.raises(ValueError, match="have a slot"):
+        plan([], 1, 100, number(100, [(1, "")] * (MOST_EXTRA + 1)))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [Extra(10, 99)],
+        [Extra(10, 101), Extra(10, 110)],
+        [Extra(10, 201), Extra(10, 101)],
+        [Extra(0, 101)],
+        [Extra(10, MOST_BLOCKS - 9)],
+    ],
+)
+def test_devices_that_are_not_one_behind_the_other_are_refused(extra: list[Extra]) -> None:
+    with pytest.raises(ValueError, match="does not lie between"):
+        plan([], 1, 100, extra)
+
+
+def test_a_long_tag_is_refused() -> None:
+    plan([], 1, 100, [Extra(1, MOST_BLOCKS - 1, "x" * 63)])
+    with pytest.raises(ValueError, match="tag"):
+        plan([], 1, 100, [Extra(1, 101, "ä" * 32)])
+
+
+@pytest.mark.parametrize("block", [100, 105, 116, 119, 121, HOLE - 1])
+def test_numbers_that_no_block_has_are_refused(block: int) -> None:
+    layout = plan([File("a", 4097)], 10, 100, [Extra(10, 106), Extra(1, 120)])
+    with pytest.raises(ValueError, match="on no device"):
+        write(layout, {"a": as_blocks(5, block)})
+    for good in (99, 106, 115, 120, HOLE):
+        write(layout, {"a": as_blocks(5, good)})

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """A block device in a file, and what EROFS's own programs and the kernel make of it."""
 
+import mmap
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,34 @@ class Device:
         return b"".join(pages)[:size_bytes]
 
 
+@dataclass(frozen=True)
+class Devices:
+    """A primary device and extra ones with the numbers of their first blocks."""
+
+    primary: Device
+    extra: tuple[tuple[int, Device], ...]
+
+    @property
+    def paths(self) -> list[Path]:
+        return [device.path for _, device in self.extra]
+
+    def put(self, header: Header) -> None:
+        self.primary.put(header)
+        for _, device in self.extra:
+            device.content.tofile(device.path)
+
+    def expected(self, blocks: Blocks, size_bytes: int) -> bytes:
+        return b"".join(self._page(int(b)) for b in blocks)[:size_bytes]
+
+    def _page(self, block: int) -> bytes:
+        if block == HOLE:
+            return bytes(BLOCK_BYTES)
+        for start, device in ((0, self.primary), *self.extra):
+            if start <= block < start + len(device.content):
+                return bytes(device.content[block - start])
+        raise IndexError(block)
+
+
 def fsck(path: Path, *options: str) -> tuple[bool, str]:
     done = subprocess.run(["fsck.erofs", *options, path], capture_output=True, text=True, timeout=60)
     text = done.stdout + done.stderr
@@ -59,6 +88,22 @@ def read_tree(directory: Path) -> Mapping[str, bytes]:
     return {p.name: p.read_bytes() for p in directory.iterdir()}
 
 
+def read_pages(directory: Path) -> Mapping[str, bytes]:
+    """Return what the files hold, each page read on its own, as with DAX.
+
+    With readahead, the kernel reads some pages from the wrong one of several devices (see memfs/erofs.py).
+    """
+    return {p.name: _read_pages(p) for p in directory.iterdir()}
+
+
+def _read_pages(path: Path) -> bytes:
+    if not (size := path.stat().st_size):
+        return b""
+    with path.open("rb") as f, mmap.mmap(f.fileno(), size, prot=mmap.PROT_READ) as view:
+        view.madvise(mmap.MADV_RANDOM)
+        return view[:]
+
+
 def why_not_mounted() -> str:
     """Return why this machine cannot mount an EROFS image; empty if it can."""
     if os.geteuid() != 0:
@@ -72,11 +117,23 @@ def why_not_mounted() -> str:
 
 
 @contextmanager
-def mounted(path: Path, where: Path) -> Iterator[Path]:
+def mounted(path: Path, where: Path, extra: Sequence[Path] = ()) -> Iterator[Path]:
     where.mkdir(exist_ok=True)
-    command = ["mount", "-t", "erofs", "-o", "loop,ro", str(path), str(where)]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    with ExitStack() as loops:
+        options = ",".join(["loop,ro", *(f"device={loops.enter_context(_loop(e))}" for e in extra)])
+        command = ["mount", "-t", "erofs", "-o", options, str(path), str(where)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        try:
+            yield where
+        finally:
+            subprocess.run(["umount", where], check=True, timeout=60)
+
+
+@contextmanager
+def _loop(path: Path) -> Iterator[str]:
+    command = ["losetup", "--find", "--show", "--read-only", str(path)]
+    name = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
     try:
-        yield where
+        yield name
     finally:
-        subprocess.run(["umount", where], check=True, timeout=60)
+        subprocess.run(["losetup", "--detach", name], check=True, timeout=60)
