@@ -120,7 +120,8 @@ def why_not_mounted() -> str:
 def mounted(path: Path, where: Path, extra: Sequence[Path] = ()) -> Iterator[Path]:
     where.mkdir(exist_ok=True)
     with ExitStack() as loops:
-        options = ",".join(["loop,ro", *(f"device={loops.enter_context(_loop(e))}" for e in extra)])
+        how = "ro" if path.is_block_device() else "ro,loop"
+        options = ",".join([how, *(f"device={loops.enter_context(_loop(e))}" for e in extra)])
         command = ["mount", "-t", "erofs", "-o", options, str(path), str(where)]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         try:
