@@ -23,11 +23,12 @@ def find(span: Range, root: Path = Path("/")) -> Path | None:
         except (OSError, ValueError):
             continue
         if (start, size) == (span.start_bytes, span.size_bytes):
-            return _block_device(namespace, root)
+            return block_device(namespace, root)
     return None
 
 
-def _block_device(namespace: Path, root: Path) -> Path | None:
+def block_device(namespace: Path, root: Path) -> Path | None:
+    """Return the block device of the namespace at that directory of sysfs; None if it has none."""
     # /sys/bus/nd/devices/namespace0.0/block/pmem0
     names = sorted(entry.name for entry in (namespace / "block").glob("pmem*"))
     device = root / "dev" / names[0] if names else None

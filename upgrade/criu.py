@@ -47,16 +47,29 @@ def messages() -> ModuleType:
 
     :raises DependencyMissing: if pycriu is not installed
     """
-    name = "pycriu.rpc_pb2"
+    return _load("pycriu.rpc_pb2", "rpc_pb2.py")
+
+
+def pagemap_messages() -> ModuleType:
+    """Return pycriu's ``pagemap_pb2``.
+
+    :raises DependencyMissing: if pycriu is not installed
+    """
+    _load("opts_pb2", "images/opts_pb2.py")  # imported under this name: protoc knows nothing of the package
+    return _load("pycriu.images.pagemap_pb2", "images/pagemap_pb2.py")
+
+
+def _load(name: str, file: str) -> ModuleType:
+    """Load one of pycriu's generated modules without the rest of pycriu."""
     if name in sys.modules:
         return sys.modules[name]
     package = importlib.util.find_spec("pycriu")
     if package is None or not package.submodule_search_locations:
         raise DependencyMissing("not installed", subject="pycriu", hint="apt-get install python3-pycriu")
-    path = Path(package.submodule_search_locations[0]) / "rpc_pb2.py"
+    path = Path(package.submodule_search_locations[0]) / file
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.exists():
-        raise DependencyMissing("has no rpc_pb2", subject="pycriu", hint="apt-get install python3-pycriu")
+        raise DependencyMissing(f"has no {file}", subject="pycriu", hint="apt-get install python3-pycriu")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[name] = module

@@ -19,6 +19,18 @@ SYS_KEXEC_FILE_LOAD: Final = 320
 KEXEC_FILE_UNLOAD: Final = 0x1
 KEXEC_FILE_NO_INITRAMFS: Final = 0x4
 
+# include/uapi/asm-generic/mman-common.h
+MADV_POPULATE_READ: Final = 22
+
+# include/uapi/linux/sched.h
+CLONE_NEWIPC: Final = 0x08000000
+
+# include/uapi/linux/shm.h
+SHM_RDONLY: Final = 0o10000
+
+# include/uapi/linux/mount.h
+MS_BIND: Final = 0x1000
+
 # include/uapi/linux/reboot.h
 LINUX_REBOOT_MAGIC1: Final = 0xFEE1DEAD
 LINUX_REBOOT_MAGIC2: Final = 672274793
@@ -38,8 +50,7 @@ def _syscall(name: str, number: int, *arguments: object) -> int:
     libc.syscall.restype = ctypes.c_long
     result = int(libc.syscall(ctypes.c_long(number), *arguments))
     if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"{name}: {os.strerror(errno)}")
+        raise _failed(name)
     return result
 
 
@@ -107,8 +118,7 @@ def sync_filesystem(where: str) -> None:
     fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if libc.syncfs(fd) != 0:
-            errno = ctypes.get_errno()
-            raise OSError(errno, f"syncfs: {os.strerror(errno)}")
+            raise _failed("syncfs")
     finally:
         os.close(fd)
 
@@ -128,3 +138,53 @@ def tsc_reader() -> Callable[[], int]:
         return int(function())
 
     return read
+
+
+def populate_read(address: int, size_bytes: int) -> None:
+    """Have the page tables of a mapping of ours filled (madvise(2), Linux 5.14)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes), MADV_POPULATE_READ) != 0:
+        raise _failed("madvise(MADV_POPULATE_READ)")
+
+
+def enter_ipc_namespace(fd: int) -> None:
+    """Move the calling thread to an IPC namespace (setns(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, CLONE_NEWIPC) != 0:
+        raise _failed("setns")
+
+
+def attach_shared_memory(number: int) -> int:
+    """Attach a segment of System V shared memory for reading; return its address (shmat(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.shmat.restype = ctypes.c_ssize_t
+    address = int(libc.shmat(number, None, SHM_RDONLY))
+    if address == -1:
+        raise _failed("shmat")
+    return address
+
+
+def detach_shared_memory(address: int) -> None:
+    """Detach a segment (shmdt(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.shmdt(ctypes.c_void_p(address)) != 0:
+        raise _failed("shmdt")
+
+
+def bind_mount(source: str, target: str) -> None:
+    """Have ``target`` show what is at ``source`` (mount(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(MS_BIND), None) != 0:
+        raise _failed("mount")
+
+
+def unmount(target: str) -> None:
+    """Unmount what is at ``target`` (umount2(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(target.encode(), 0) != 0:
+        raise _failed("umount2")
+
+
+def _failed(call: str) -> OSError:
+    errno = ctypes.get_errno()
+    return OSError(errno, f"{call}: {os.strerror(errno)}")

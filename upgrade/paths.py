@@ -7,6 +7,7 @@ RUNTIME = Path("/run/seamless-upgrade")
 STATE = Path("/var/lib/seamless-upgrade")
 
 STORE = RUNTIME / "memory"
+FRAMES = RUNTIME / "frames"
 REQUEST = RUNTIME / "request.json"
 UNDO = RUNTIME / "undo.jsonl"
 EVENTS = RUNTIME / "events.jsonl"
@@ -19,6 +20,7 @@ HISTORY = STATE / "history.jsonl"
 CLAIM = RUNTIME / "claimed"
 
 RUN_UNIT = "seamless-upgrade.service"
+FRAMES_UNIT = "seamless-upgrade-frames.service"
 RESTORE_UNIT = "seamless-upgrade-restore.service"
 
 

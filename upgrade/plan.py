@@ -11,9 +11,10 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
-from memfs import ranges
+from memfs import hotplug, ranges
 from memfs.ranges import Range
-from upgrade import cgroup, netconf
+from upgrade import cgroup, netconf, paths
+from upgrade import ranges as host_ranges
 from upgrade.config import Config
 from upgrade.criu import Criu, CriuVersion
 from upgrade.dump import sockets
@@ -30,6 +31,8 @@ PROGRAMS = ("criu", "kexec", "nft", "ip", "mkfs.ext4", "mount", "umount", "syste
 # Room on the range beside the pages: the other images, the file system's own, logs.
 METADATA_BYTES = 16 << 20
 METADATA_SHARE = 0.05
+# With the frames in place: the frame map, pages that have to be copied, and page tables' worth of images.
+FRAMES_SHARE = 0.015
 # Taken by kernel threads before the first userspace runs
 PIDS_OF_KERNEL, PIDS_PER_CPU = 100, 8
 
@@ -44,6 +47,8 @@ class Plan:
     kernel_to: str
     command_line: str  # without the session
     store: Range
+    frames: tuple[Range, ...]
+    """The ranges in which page frames stay; none if pages are copied."""
     containers: tuple[Container, ...]
     criu_version: CriuVersion
     vdso: Mapping[str, Any]
@@ -67,8 +72,10 @@ def make(host: Host, request: Request, config: Config) -> Plan:
         version = criu.version()
     containers = find_containers(host, request)
     refuse_unknown_addresses(host, containers)
-    memory = _refuse_too_large(host, containers, store)
-    vdso, warnings = compare_vdso(host, image)
+    frames, warnings = find_frames(host, request)
+    memory = _refuse_too_large(host, containers, store, frames)
+    vdso, degraded = compare_vdso(host, image)
+    warnings += degraded
     warnings += pid_warnings(host, containers)
     if is_loaded(host):
         warnings.append("a kernel was already loaded for kexec; it is replaced")
@@ -79,6 +86,7 @@ def make(host: Host, request: Request, config: Config) -> Plan:
         kernel_to=image.release,
         command_line=cmdline.build(host.command_line(), request.append, "check"),
         store=store,
+        frames=frames,
         containers=tuple(containers),
         criu_version=version,
         vdso=vdso,
@@ -159,6 +167,28 @@ def find_store(host: Host, append: str) -> Range:
     return found[0]
 
 
+def find_frames(host: Host, request: Request) -> tuple[tuple[Range, ...], list[str]]:
+    """Return the ranges in which page frames stay, and warnings about those that cannot be used.
+
+    :raises Refusal: if that was asked for and there is none
+    """
+    if request.pages == "copy":
+        return (), []
+    wanted, found = host_ranges.for_frames(host), host_ranges.online(host)
+    lost = [span for span in wanted if span not in found]
+    if request.pages == "in-place" and not found:
+        raise Refusal(
+            f"{lost[0]} is not online" if lost else "no second memmap= range is set aside for page frames",
+            subject="running kernel",
+            hint=f"systemctl restart {paths.FRAMES_UNIT}; journalctl -u {paths.FRAMES_UNIT} says why it is not"
+            if lost
+            else "add one to GRUB_CMDLINE_LINUX, as large as the containers' memory, run update-grub and reboot once",
+        )
+    return found, [
+        f"{span} is not online: pages cannot stay there (see {paths.FRAMES_UNIT})" for span in lost
+    ]
+
+
 def find_containers(host: Host, request: Request) -> list[Container]:
     """Return what is to be preserved; each refusal names its container."""
     found: list[Container] = []
@@ -207,9 +237,14 @@ def refuse_unknown_addresses(host: Host, containers: list[Container]) -> None:
                 )
 
 
-def _refuse_too_large(host: Host, containers: list[Container], store: Range) -> int:
+def _refuse_too_large(
+    host: Host, containers: list[Container], store: Range, frames: tuple[Range, ...]
+) -> int:
     memory = {c.name: _memory_bytes(host, c) for c in containers}
-    needed = int(sum(memory.values()) * (1 + METADATA_SHARE)) + METADATA_BYTES
+    if frames:
+        _refuse_over_budget(host, memory, frames)
+    share = FRAMES_SHARE if frames else 1 + METADATA_SHARE
+    needed = int(sum(memory.values()) * share) + METADATA_BYTES
     if needed > store.size_bytes:
         largest = max(memory, key=lambda name: memory[name])
         raise Refusal(
@@ -219,6 +254,22 @@ def _refuse_too_large(host: Host, containers: list[Container], store: Range) -> 
             hint="make the range larger (memmap= on the command line, one ordinary reboot), or preserve less",
         )
     return sum(memory.values())
+
+
+def _refuse_over_budget(host: Host, memory: Mapping[str, int], frames: tuple[Range, ...]) -> None:
+    """Refuse if the new kernel could not take the containers over: it has no memory of the ranges until then."""
+    lines = dict(line.split(":", 1) for line in host.read("/proc/meminfo").splitlines())
+    total, available = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    inside = sum(part.size_bytes for span in frames for part in hotplug.online_spans(span, host.root))
+    containers = sum(memory.values())
+    others = max(0, total - available - containers)
+    if containers + others > total - inside:
+        raise Refusal(
+            f"the containers have {containers >> 20} MiB, the host itself needs {others >> 20} MiB, and outside of the "
+            f"frames ranges there are {total - inside >> 20} MiB for both",
+            subject="memory of the new kernel",
+            hint="preserve less, make the frames ranges smaller, or add memory",
+        )
 
 
 def _memory_bytes(host: Host, container: Container) -> int:

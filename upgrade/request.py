@@ -18,6 +18,10 @@ class Request:
     cgroups: tuple[str, ...] = ()
     all: bool = False
     quiesce: bool = True
+    pages: str = "auto"
+    """``in-place``, ``copy``, or ``auto``: in place where there is a range for it."""
+    restore: str = "auto"
+    """``eager``, ``lazy``, or ``auto``: what measures best."""
 
     def save(self, file: Path) -> None:
         """Hand the request over to the unit that carries it out."""

@@ -14,12 +14,14 @@ from typing import Any, Self
 
 from memfs import checksums
 from memfs.checksums import Sum
+from memfs.ranges import Range
 from upgrade.clock import Tie
 from upgrade.engines.base import Container
 from upgrade.netconf import Link
 
-FORMAT = 1
+FORMAT = 2
 FILE = "session.json"
+FRAMES_FILE = "frames"
 JUMP_FILE = "jump"
 
 
@@ -40,6 +42,20 @@ class Dumped:
     frozen_at: int = 0  # TSC
     peers: tuple[Mapping[str, Any], ...] = ()
     checksums: Mapping[str, Sum] = field(default_factory=dict)
+    in_place: bool = False
+    """Its page frames stay where they are."""
+    frame_files: tuple[str, ...] = ()
+    """The names of its images that are files of the frame map."""
+    stragglers: int = 0
+    """Pages of the frame map that had to be copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRecord:
+    """The frame map: the ranges it is about (the first one begins with it) and the checksum of its file."""
+
+    spans: tuple[Range, ...]
+    file: Sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +84,8 @@ class Session:
     restore_timeout_seconds: float = 300.0
     vdso: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    frames: FrameRecord | None = None
+    restore: str = "auto"
     format: int = FORMAT
 
     def save(self, file: Path) -> None:
@@ -112,7 +130,14 @@ def _rebuild(data: dict[str, Any]) -> dict[str, Any]:
         "containers": tuple(_dumped(entry) for entry in data["containers"]),
         "ties": tuple(Tie(**tie) for tie in data["ties"]),
         "warnings": tuple(data["warnings"]),
+        "frames": _frames(data["frames"]),
     }
+
+
+def _frames(entry: dict[str, Any] | None) -> FrameRecord | None:
+    if entry is None:
+        return None
+    return FrameRecord(tuple(Range(**span) for span in entry["spans"]), Sum(**entry["file"]))
 
 
 def _dumped(entry: dict[str, Any]) -> Dumped:
@@ -121,6 +146,7 @@ def _dumped(entry: dict[str, Any]) -> Dumped:
             **entry,
             "container": Container(**entry["container"]),
             "peers": tuple(entry["peers"]),
+            "frame_files": tuple(entry["frame_files"]),
             "checksums": {name: Sum(**value) for name, value in entry["checksums"].items()},
         }
     )

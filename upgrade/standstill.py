@@ -9,17 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from memfs import checksums
+from memfs.ranges import Range
 from upgrade import cgroup, linux, netlock, paths
 from upgrade.config import Config
 from upgrade.dump import peers, sockets, threads
 from upgrade.dump.dumper import Dumps
+from upgrade.dump.frames import Frames, Stopped
 from upgrade.errors import UpgradeError
 from upgrade.events import Events
 from upgrade.host import Host
 from upgrade.kexec import filesystems, load
 from upgrade.kexec.filesystems import Mount
-from upgrade.session import FILE, JUMP_FILE, Dumped, Session
+from upgrade.session import FILE, FRAMES_FILE, JUMP_FILE, Dumped, FrameRecord, Session
 from upgrade.undo import Undo
+
+# So often the frames are looked at again before the jump, if they move.
+LOOKS = 5
 
 
 class Standstill:
@@ -32,8 +37,15 @@ class Standstill:
         self.undo = undo
         self.dumps = dumps
 
-    def jump(self, session: Session) -> None:
-        """Freeze, dump and jump; returns only by an exception."""
+    def jump(self, session: Session, spans: tuple[Range, ...]) -> None:
+        """Freeze, dump and jump; returns only by an exception.
+
+        :param spans: the ranges in which page frames stay; none if pages are copied
+        """
+        with Frames(self.host, spans, paths.STORE / FRAMES_FILE) as frames:
+            self._stand_still(session, frames)
+
+    def _stand_still(self, session: Session, frames: Frames) -> None:
         peers.prepare()
         freezable = filesystems.writable(self.host, [paths.STORE])
         remote = filesystems.remote(self.host)
@@ -46,12 +58,12 @@ class Standstill:
         self.events.stamp("dumped")
         with self.events.step("capturing"):
             disks = Limited(lambda: self._quiesce_disks(freezable, remote))
-            session = self._capture(session)
+            session = self._capture(session, frames)
             self.events.stamp("captured")
             disks.wait(self.config.filesystem_timeout_seconds, "a file system was not synced in time")
         self.events.stamp("quiesced")
         self.events.say(f"jumping into {session.kernel_to}")
-        self._jump(session)
+        self._jump(session, frames)
 
     def _freeze(self, session: Session) -> Session:
         """Stop every task, then lock its sockets: what arrives in between waits in queues that are dumped."""
@@ -110,9 +122,33 @@ class Standstill:
                 self.undo.forget("thaw_filesystem")
                 self.events.warn(f"{mount.where} ({mount.kind}) cannot be frozen; it was only synced")
 
-    def _capture(self, session: Session) -> Session:
+    def _capture(self, session: Session, frames: Frames) -> Session:
+        if frames.spans:
+            session = self._keep_frames(session, frames)
         with ThreadPoolExecutor(max_workers=len(session.containers)) as pool:
             return replace(session, containers=tuple(pool.map(self._capture_one, session.containers)))
+
+    def _keep_frames(self, session: Session, frames: Frames) -> Session:
+        kept = frames.capture(
+            Stopped(
+                dumped.container.name,
+                number,
+                paths.STORE / dumped.directory,
+                dumped.container.root_pid,
+                cgroup.pids(self.host, dumped.container.cgroup),
+            )
+            for number, dumped in enumerate(session.containers)
+        )
+        containers = tuple(
+            replace(
+                dumped,
+                in_place=kept[number].in_place,
+                stragglers=kept[number].stragglers,
+                frame_files=kept[number].files,
+            )
+            for number, dumped in enumerate(session.containers)
+        )
+        return replace(session, containers=containers)
 
     def _capture_one(self, dumped: Dumped) -> Dumped:
         directory = paths.STORE / dumped.directory
@@ -123,28 +159,45 @@ class Standstill:
             checksums=checksums.of_tree(directory, os.cpu_count() or 1),
         )
 
-    def _jump(self, session: Session) -> None:
-        complete = replace(
-            session,
-            stamps=dict(self.events.stamps),
-            ties=(*session.ties, self.events.clock.tie()),
-            warnings=tuple(self.events.warnings),
-        )
-        complete.save(paths.STORE / FILE)
+    def _jump(self, session: Session, frames: Frames) -> None:
         jump = os.open(paths.STORE / JUMP_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.write(jump, bytes(8))
-        linux.sync_filesystem(str(paths.STORE))
+        for _ in range(LOOKS):
+            self._record(session, frames)
+            if not frames.moved():
+                break
+        else:
+            raise UpgradeError(
+                f"page frames moved in each of {LOOKS} looks",
+                hint="find out what moves them (compaction, NUMA balancing, KSM), or copy: --pages copy",
+            )
         if not self.dumps.still_held():
             raise UpgradeError(
                 "a CRIU ended while it held its container", hint="see the kernel's log: out of memory?"
             )
         if not load.is_loaded(self.host):
             raise UpgradeError("somebody unloaded the new kernel", subject=session.kernel_to)
+        # The last look is behind us: nothing that could wait or fail comes before the jump.
         os.pwrite(jump, struct.pack("<Q", self.events.clock.tsc()), 0)
         try:
             linux.reboot_kexec()
         except OSError as e:
             raise UpgradeError(f"the kernel did not jump: {e}", subject=session.kernel_to) from e
+
+    def _record(self, session: Session, frames: Frames) -> None:
+        """Write down everything that the new kernel has to know."""
+        record = None
+        if frames.spans:
+            record = FrameRecord(frames.spans, checksums.of_file(paths.STORE / FRAMES_FILE))
+        complete = replace(
+            session,
+            stamps=dict(self.events.stamps),
+            ties=(*session.ties, self.events.clock.tie()),
+            warnings=tuple(self.events.warnings),
+            frames=record,
+        )
+        complete.save(paths.STORE / FILE)
+        linux.sync_filesystem(str(paths.STORE))
 
 
 class Limited(threading.Thread):

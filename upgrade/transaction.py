@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from memfs import pmem, store
-from upgrade import cgroup, netconf, paths, plan
+from upgrade import cgroup, movers, netconf, paths, plan
 from upgrade.config import Config
 from upgrade.dump.dumper import Dumps
 from upgrade.engines import Container, engine
@@ -63,8 +63,10 @@ class Transaction:
                     self._quiesce(the_plan)
             with step("writing dirty pages back"):
                 self._write_back()
+            if the_plan.frames:
+                self._quiet_movers()
             standstill = Standstill(self.host, self.config, self.events, self.undo, self.dumps)
-            standstill.jump(session)
+            standstill.jump(session, the_plan.frames)
 
     @contextmanager
     def _dumps(self) -> Iterator[None]:
@@ -103,6 +105,7 @@ class Transaction:
             ),
             restore_timeout_seconds=self.config.restore_timeout_seconds,
             vdso=the_plan.vdso,
+            restore=self.request.restore,
         )
 
     def _last_pid(self, containers: tuple[Container, ...]) -> int:
@@ -141,10 +144,11 @@ class Transaction:
             )
             store.make(device)
             store.mount(device, paths.STORE)
-            if store.free_bytes(paths.STORE) < the_plan.memory_bytes:
+            needed = int(the_plan.memory_bytes * (plan.FRAMES_SHARE if the_plan.frames else 1))
+            if store.free_bytes(paths.STORE) < needed:
                 raise Refusal(
-                    f"has room for {store.free_bytes(paths.STORE) >> 20} MiB, the containers have "
-                    f"{the_plan.memory_bytes >> 20} MiB",
+                    f"has room for {store.free_bytes(paths.STORE) >> 20} MiB, the containers need "
+                    f"{needed >> 20} MiB",
                     subject=str(span),
                     hint="make the range larger (memmap= on the command line), or preserve less",
                 )
@@ -159,12 +163,18 @@ class Transaction:
         session.save(paths.PLAN)
         for dumped in session.containers:
             adapter = engine(self.host, dumped.container.engine)
-            self.dumps.prepare(adapter, dumped.container, paths.STORE / dumped.directory)
+            directory = paths.STORE / dumped.directory
+            self.dumps.prepare(adapter, dumped.container, directory, in_place=bool(the_plan.frames))
 
     def _quiesce(self, the_plan: Plan) -> None:
         self.undo.push("resume", units=quiesce.active_units())
         quiesce.write_target(self.host, [c.cgroup for c in the_plan.containers])
         quiesce.isolate()
+
+    def _quiet_movers(self) -> None:
+        before = movers.read(self.host)
+        self.undo.push("movers", before=before)
+        movers.quiet(self.host, before)
 
     def _write_back(self) -> None:
         limit = self.config.writeback_bytes

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from memfs import pmem, ranges, store
-from upgrade import cgroup, linux, netlock
+from upgrade import cgroup, linux, movers, netlock
 from upgrade.host import Host
 from upgrade.kexec import filesystems, quiesce
 
@@ -49,6 +49,10 @@ def _resume(host: Host, *, units: list[str]) -> None:
     quiesce.resume(units, host)
 
 
+def _movers(host: Host, *, before: dict[str, str]) -> None:
+    movers.restore(host, before)
+
+
 def _remove_file(host: Host, *, path: str) -> None:
     host.path(path).unlink(missing_ok=True)
 
@@ -60,6 +64,7 @@ ACTIONS: Mapping[str, Callable[..., None]] = {
     "thaw_filesystem": _thaw_filesystem,
     "unlock": _unlock,
     "resume": _resume,
+    "movers": _movers,
     "remove_file": _remove_file,
 }
 

@@ -97,6 +97,7 @@ def found_plan() -> plan.Plan:
         kernel_to="6.12.57",
         command_line="quiet",
         store=Range(4 << 30, 256 << 20),
+        frames=(),
         containers=(container(),),
         criu_version=CriuVersion(4, 1, 1),
         vdso={"method": "in-place", "methods": [], "symbols": [], "data_pages": [], "findings": []}

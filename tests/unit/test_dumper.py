@@ -40,7 +40,10 @@ def dumps(machine: Machine, criu: FakeCriu) -> Iterator[Dumps]:
 
 def prepare(dumps: Dumps, directory: Path, count: int = 2) -> list[Images]:
     engine = Engine(dumps.host)
-    return [dumps.prepare(engine, container(n), directory / f"container-{n}") for n in range(count)]
+    return [
+        dumps.prepare(engine, container(n), directory / f"container-{n}", in_place=False)
+        for n in range(count)
+    ]
 
 
 def ended(dumps: Dumps) -> bool:
@@ -140,7 +143,7 @@ def test_one_failure_does_not_wait_for_the_others(dumps: Dumps, criu: FakeCriu, 
     while not any("request" in note for note in criu.seen()) and time.monotonic() < deadline:
         time.sleep(0.01)  # the first has read what it has to do
     criu.on("DUMP", ["answer", {"success": False, "message": "no"}])
-    dumps.prepare(Engine(dumps.host), container(1), tmp_path / "container-1")
+    dumps.prepare(Engine(dumps.host), container(1), tmp_path / "container-1", in_place=False)
     dumps.dumps[1].start()
     started = time.monotonic()
     with pytest.raises(UpgradeError, match=r"/c1: CRIU cannot dump it: .*no"):
@@ -190,7 +193,7 @@ def test_images_are_nobody_else_s(dumps: Dumps, criu: FakeCriu, tmp_path: Path) 
     for images in prepare(dumps, tmp_path):
         assert images.directory.stat().st_mode & 0o077 == 0
     with pytest.raises(FileExistsError):
-        dumps.prepare(Engine(dumps.host), container(0), tmp_path / "container-0")
+        dumps.prepare(Engine(dumps.host), container(0), tmp_path / "container-0", in_place=False)
 
 
 def test_no_thread_is_left(dumps: Dumps, criu: FakeCriu, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upgrade.errors import UsageError
-from upgrade.rehearse.layout import HIGH_START_MIB, LOW_MIB, Layout
+from upgrade.rehearse.layout import BLOCK_MIB, HIGH_START_MIB, LOW_MIB, Layout, head_mib
 
 
 def test_usual_layout() -> None:
@@ -23,12 +23,13 @@ def test_no_reservation() -> None:
 
 def test_two_ranges() -> None:
     layout = Layout(ordinary_mib=3072, store_mib=256, frames_mib=1024)
-    assert layout.arguments == ["memmap=256M!4G", "memmap=1024M!4480M"]
-    assert layout.total_mib == 3072 + 256 + 1024
+    assert layout.arguments == ["memmap=256M!4G", "memmap=1040M!4464M"]
+    assert layout.total_mib == 3072 + 256 + 1040
+    assert (layout.ranges[1].start_mib + head_mib(1024)) % BLOCK_MIB == 0
 
 
 def test_frames_alone() -> None:
-    assert Layout(ordinary_mib=3072, frames_mib=512).arguments == ["memmap=512M!4G"]
+    assert Layout(ordinary_mib=3072, frames_mib=512).arguments == ["memmap=528M!4208M"]
 
 
 def test_small_machine_with_a_store() -> None:
@@ -57,3 +58,5 @@ def test_ranges_are_real_memory_and_apart(ordinary: int, store: int, frames: int
         assert free_from <= end_of_memory
     assert layout.total_mib - store - frames >= ordinary
     assert layout.low_mib <= LOW_MIB
+    if frames:
+        assert end_of_memory - free_from >= BLOCK_MIB  # the kernel knows R's NUMA node by what lies behind it

@@ -14,7 +14,7 @@ from upgrade.report.text import render, seconds, size
 GOLDEN = """\
 Upgraded  6.12.48+deb13-cloud-amd64 → 6.12.57+deb13-cloud-amd64  on host7
 1 of 1 container restored, away for 6.25 s ± 4.0 ms
-256 MiB of 256 MiB copied, restore by copy
+256 MiB of 256 MiB copied
 2026-11-22 10:35:12 to 2026-11-22 10:35:40 UTC, CRIU 4.1.1
 id 20261122-103512
 kernel taint was 0, is 512
@@ -25,6 +25,7 @@ Downtime
   dump                              0.12 s    2 %  █
   capture                           0.4 ms    0 %   ▏
   quiesce                           0.31 s    5 %   ██
+  last look                         2.0 ms    0 %     ▏
   jump                               50 ms    1 %     █
   kernel boot to first userspace    3.10 s   50 %      ████████████████████████
   userspace to restore              2.20 s   35 %                              █████████████████

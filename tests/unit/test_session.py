@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from memfs import checksums
 from memfs.checksums import Sum
+from memfs.ranges import Range
 from upgrade.clock import Tie
 from upgrade.engines.base import Container
 from upgrade.netconf import Link
-from upgrade.session import Dumped, Session, SessionDamaged
+from upgrade.session import FORMAT, Dumped, FrameRecord, Session, SessionDamaged
 
 FILE = "session.json"
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -50,7 +51,10 @@ dumps = st.builds(
     frozen_at=numbers,
     peers=peers,
     checksums=sums,
+    in_place=st.booleans(),
+    frame_files=st.lists(texts, max_size=2).map(tuple),
 )
+ranges = st.builds(Range, numbers, numbers)
 names = st.lists(texts, max_size=3).map(tuple)
 links = st.builds(Link, name=texts, mac=texts, mtu=numbers, module=texts, addresses=names, routes=names)
 sessions = st.builds(
@@ -63,7 +67,9 @@ sessions = st.builds(
     ties=st.lists(st.builds(Tie, numbers, numbers, numbers, numbers), max_size=2).map(tuple),
     vdso=st.dictionaries(texts, json_values, max_size=2),
     warnings=names,
-    format=st.just(1),
+    frames=st.none()
+    | st.builds(FrameRecord, st.lists(ranges, max_size=2).map(tuple), st.builds(Sum, numbers, texts)),
+    format=st.just(FORMAT),
 )
 
 

@@ -94,7 +94,8 @@ def test_the_phases_are_in_order_and_are_all_of_it(
             "dump": 10,
             "capture": 10,
             "quiesce": 10,
-            "jump": 2,
+            "last look": 1,
+            "jump": 1,
             "kernel boot to first userspace": 2.5,
             "userspace to restore": 1.5,
             "restore": 4,
@@ -178,8 +179,25 @@ def test_pages_are_counted_and_damaged_pagemaps_lose_no_report(
     (bad / "pagemap-500.img").write_bytes(b"damaged")
     _, report = written(machine, results)
     counted = [(c["pages_total"], c["pages_copied"], c["bytes_copied"]) for c in report["containers"]]
-    assert counted == [(5, 3, 3 * 4096), (0, 0, 0)]
-    assert (report["pages_total"], report["bytes_copied"]) == (5, 3 * 4096)
+    assert counted == [(5, 5, 5 * 4096), (0, 0, 0)]
+    assert (report["pages_total"], report["bytes_copied"]) == (5, 5 * 4096)
+
+
+def test_frames_in_place_are_not_counted_as_copied(
+    machine: Machine, here: Path, boot: dict[str, int]
+) -> None:
+    result = restored()
+    kept = replace(result.dumped, in_place=True, frame_files=("pages-1.img",), stragglers=2)
+    directory = paths.STORE / kept.directory
+    directory.mkdir()
+    for number, pages in ((1, 5), (2, 4)):
+        entries = [{"pages_id": number}, {"vaddr": 4096, "nr_pages": pages, "flags": 4}]
+        with (directory / f"pagemap-50{number}.img").open("wb") as f:
+            images.dump({"magic": "PAGEMAP", "entries": entries}, f)
+    _, report = written(machine, [replace(result, dumped=kept)])
+    container = report["containers"][0]
+    assert (container["in_place"], container["pages_total"], container["pages_copied"]) == (True, 9, 2 + 4)
+    assert report["restore_mode"] == "eager"
 
 
 def test_the_history_has_the_old_kernel_s_end_and_the_new_one_s_start(

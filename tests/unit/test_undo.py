@@ -278,6 +278,7 @@ def test_every_action_survives_being_undone_when_nothing_was_done(
         "thaw": {"cgroups": ["/never"]},
         "thaw_filesystem": {"where": str(tmp_path)},
         "resume": {"units": []},
+        "movers": {"before": {}},
         "remove_file": {"path": "/never"},
     }
     if action == "thaw_filesystem" and os.geteuid() != 0:

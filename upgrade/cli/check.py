@@ -32,6 +32,8 @@ def request(options: argparse.Namespace) -> Request:
         cgroups=tuple(options.cgroup),
         all=options.all,
         quiesce=options.quiesce,
+        pages=options.pages,
+        restore=options.restore,
     )
 
 

@@ -70,6 +70,7 @@ def _parser() -> Parser:
     history.add_argument("--record", choices=("boot", "shutdown"), help=argparse.SUPPRESS)
     _verb(verbs, "abort", "stop a running upgrade before its jump and undo it")
     _verb(verbs, "execute", "carry out the request (called by the unit)")
+    _verb(verbs, "frames", "bring the frames ranges online (called by the unit)")
     _verb(verbs, "recover", "undo what a killed run left (called by the unit)")
     _rehearse_options(_verb(verbs, "rehearse", "try an upgrade in a virtual machine"))
     return top
@@ -111,6 +112,18 @@ def _upgrade_options(verb: Parser) -> None:
         "--cgroup", metavar="PATH", action="append", default=[], help="preserve the task tree in it"
     )
     verb.add_argument("--all", action="store_true", help="preserve every running runc container")
+    verb.add_argument(
+        "--pages",
+        choices=("auto", "in-place", "copy"),
+        default="auto",
+        help="keep page frames in place, or copy pages (default: in place where a range was set aside for it)",
+    )
+    verb.add_argument(
+        "--restore",
+        choices=("auto", "eager", "lazy"),
+        default="auto",
+        help="bring memory back before the containers run, or while they do",
+    )
     verb.add_argument(
         "--no-quiesce", dest="quiesce", action="store_false", help="leave other services running"
     )

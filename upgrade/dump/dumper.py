@@ -15,11 +15,14 @@ from typing import Any
 from upgrade import cgroup
 from upgrade.config import Config
 from upgrade.criu import Criu, log_errors, messages
+from upgrade.dump import frames
 from upgrade.engines.base import Container, Engine, Images
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 
 LOG = "dump.log"
+# A task has one file of pages; objects of shared memory have others.
+LINKS_PER_TASK = 4
 LOG_LEVEL = 2  # criu/include/log.h, LOG_WARN: what is logged at more costs downtime
 
 
@@ -100,10 +103,15 @@ class Dumps:
         self.config = config
         self.dumps: list[Dump] = []
 
-    def prepare(self, engine: Engine, container: Container, directory: Path) -> Images:
-        """Start a container's CRIU and make room for its images."""
+    def prepare(self, engine: Engine, container: Container, directory: Path, *, in_place: bool) -> Images:
+        """Start a container's CRIU and make room for its images.
+
+        :param in_place: have the pages written to nowhere, because their frames stay where they are
+        """
         images = Images(directory, directory)
         directory.mkdir(mode=0o700)
+        if in_place:
+            frames.prepare(directory, LINKS_PER_TASK * len(cgroup.pids(self.host, container.cgroup)))
         engine.prepare_images(container, images)
         self.dumps.append(Dump(engine, container, images))
         return images

@@ -6,6 +6,9 @@
     0            2 GiB      4 GiB      + store    + gap     + frames
     | ordinary   |   PCI    | M: store | ordinary | R: frames | ordinary ... |
 
+R begins a little before a memory block: only whole blocks come online, and in what lies before them the frame map
+is written.
+
 Ranges must not touch each other: the kernel merges neighbours of the memory map into one, and there would be
 one device where two were meant.
 """
@@ -16,6 +19,7 @@ from upgrade.errors import UsageError
 
 LOW_MIB = 2048  # how much of the memory QEMU puts below 4 GiB
 HIGH_START_MIB = 4096
+ALIGNMENT_MIB = 16  # of a namespace (drivers/nvdimm/region_devs.c, memremap_compat_align)
 BLOCK_MIB = 128  # memory is added and removed in blocks of this size
 
 
@@ -49,15 +53,20 @@ class Layout:
 
     @property
     def low_mib(self) -> int:
-        """What lies below 4 GiB."""
-        return min(self.ordinary_mib, LOW_MIB)
+        """What lies below 4 GiB.
+
+        With a range R there is ordinary memory behind it, too: without a table of NUMA nodes the kernel gives a
+        node only to what lies below the end of its memory, and memory without a node cannot be brought online.
+        """
+        return min(self.ordinary_mib - (3 * BLOCK_MIB if self.frames_mib else 0), LOW_MIB)
 
     @property
     def ranges(self) -> tuple[Range, ...]:
         """The reserved ranges: M, then R."""
         store = Range(HIGH_START_MIB, self.store_mib)
-        behind = HIGH_START_MIB + (blocks(self.store_mib) + BLOCK_MIB if self.store_mib else 0)
-        frames = Range(behind, self.frames_mib)
+        head = head_mib(self.frames_mib)
+        behind = HIGH_START_MIB + blocks(self.store_mib) + blocks(head + 1)
+        frames = Range(behind - head, self.frames_mib + head) if self.frames_mib else Range(behind, 0)
         return tuple(reserved for reserved in (store, frames) if reserved.size_mib)
 
     @property
@@ -71,6 +80,11 @@ class Layout:
     def arguments(self) -> list[str]:
         """The kernel arguments that reserve the ranges."""
         return [reserved.argument for reserved in self.ranges]
+
+
+def head_mib(frames_mib: int) -> int:
+    """Return how much of R is wanted for the frame map: 2 MiB a GiB, and twice as much for copied pages."""
+    return -(-(8 + -(-frames_mib // 1024) * 6) // ALIGNMENT_MIB) * ALIGNMENT_MIB
 
 
 def blocks(mib: int) -> int:

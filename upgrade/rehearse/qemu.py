@@ -6,7 +6,6 @@ from pathlib import Path
 
 from upgrade.rehearse.accelerator import CPU, EMULATION, QEMU
 from upgrade.rehearse.guest import ROOT_LABEL
-from upgrade.rehearse.layout import LOW_MIB
 from upgrade.rehearse.network import Network
 from upgrade.rehearse.spec import MachineSpec
 
@@ -68,7 +67,12 @@ def command_line(spec: MachineSpec, devices: Devices, network: Network, accel: s
     return [
         QEMU,
         *processor(spec, accel),
-        *("-machine", f"{MACHINE},max-ram-below-4g={LOW_MIB}M", "-m", f"{spec.layout.total_mib}M"),
+        *(
+            "-machine",
+            f"{MACHINE},max-ram-below-4g={spec.layout.low_mib}M",
+            "-m",
+            f"{spec.layout.total_mib}M",
+        ),
         # kexec is no reset of the machine: one QEMU spans the upgrade, and a real reboot ends it.
         *("-nodefaults", "-display", "none", "-no-reboot", "-pidfile", str(devices.pidfile)),
         *("-kernel", str(spec.kernel.vmlinuz), "-initrd", str(spec.image.initrd(spec.kernel.release))),

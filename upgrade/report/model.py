@@ -18,6 +18,7 @@ PHASES = (
     "dump",
     "capture",
     "quiesce",
+    "last look",
     "jump",
     "kernel boot to first userspace",
     "userspace to restore",
@@ -66,6 +67,8 @@ class ContainerReport:
     outcome: ContainerOutcome
     reason: str | None = None
     downtime_seconds: float | None = None
+    in_place: bool = False
+    """Its page frames stayed where they were; only ``pages_copied`` were copied."""
     pages_total: int = 0
     pages_copied: int = 0
     bytes_copied: int = 0

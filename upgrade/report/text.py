@@ -59,6 +59,13 @@ def _section(title: str, lines: Sequence[str], paint: Paint) -> list[str]:
     return [paint(title, BOLD), *(f"  {line}".rstrip() for line in lines)] if lines else []
 
 
+RESTORE_MODES = {
+    "copy": "",
+    "eager": "; the rest stayed in place, read before the containers ran",
+    "lazy": "; the rest stayed in place, read while the containers ran",
+}
+
+
 def _headline(report: Report, paint: Paint) -> list[str]:
     word, code = OUTCOMES[report.outcome]
     kernels = (report.kernel_from, report.kernel_to)
@@ -71,7 +78,9 @@ def _headline(report: Report, paint: Paint) -> list[str]:
         lines.append(f"{back} of {_count(len(report.containers), 'container')} restored, away for {away}")
     if report.pages_total:
         total = report.pages_total * PAGE_BYTES
-        lines.append(f"{size(report.bytes_copied)} of {size(total)} copied, restore by {report.restore_mode}")
+        lines.append(
+            f"{size(report.bytes_copied)} of {size(total)} copied{RESTORE_MODES[report.restore_mode]}"
+        )
     lines.append(f"{_when(report.started_at)} to {_when(report.finished_at)} UTC, CRIU {report.criu_version}")
     lines.append(f"id {report.id}")
     if report.taint_before != report.taint_after:

@@ -13,6 +13,7 @@ from upgrade.clock import Clock, Frequency, frequency, wall_ns
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.process import run
+from upgrade.restore import frames
 from upgrade.session import FILE, JUMP_FILE, Session, SessionDamaged
 
 PMEM_TIMEOUT_S = 30
@@ -39,6 +40,8 @@ def open_store(host: Host, identity: str) -> Arrival:
     found = ranges.parse_command_line(host.command_line())
     if not found:
         raise UpgradeError("no memmap= range on the command line of this kernel", subject=identity)
+    run(["modprobe", pmem.MODULES[0]])
+    frames.hold_back(host, tuple(found[1:]))
     run(["modprobe", "--all", *pmem.MODULES])
     try:
         device = pmem.wait(found[0], PMEM_TIMEOUT_S)

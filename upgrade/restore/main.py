@@ -18,8 +18,9 @@ from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.kexec.cmdline import session_of
 from upgrade.process import run
-from upgrade.restore import arrival
+from upgrade.restore import arrival, frames
 from upgrade.restore.arrival import Arrival
+from upgrade.restore.frames import FrameMount
 from upgrade.restore.restorer import Restored, Restorer, cold_start
 from upgrade.session import Session
 
@@ -76,7 +77,13 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
     )
     attempt(lambda: arrival.set_wall_clock(arrived, clock), "the wall clock was left alone", problems)
     network = in_background(lambda: problems.extend(netconf.restore(host, session.links, NETWORK_S)))
-    restorer = Restorer(host, clock, session if locked else replace(session, lock=""), network.join)
+    frame_mount = None
+    if session.frames is not None:
+        frame_mount = FrameMount(host, session, session.frames)
+        frame_mount.start()
+    restorer = Restorer(
+        host, clock, session if locked else replace(session, lock=""), network.join, frame_mount
+    )
     attempt(wait_for_local_files, "not all local file systems were there", problems)
     restored = restorer.restore_all()
     moments["restored"] = clock.tsc()
@@ -87,7 +94,7 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
     from upgrade.restore import summary  # the containers run: nothing is urgent any more
 
     status = summary.write(host, clock, arrived, restored, moments, problems)
-    _release(arrived)
+    _release(host, arrived)
     return status
 
 
@@ -122,8 +129,10 @@ def in_background(work: Callable[[], object]) -> Thread:
     return thread
 
 
-def _release(arrived: Arrival) -> None:
-    """Give range M back; a session is restored once."""
+def _release(host: Host, arrived: Arrival) -> None:
+    """Give the ranges back; a session is restored once."""
+    for problem in frames.give_back(host, arrived.session.containers):
+        say(problem)
     try:
         store.unmount(paths.STORE)
         store.wipe(arrived.device)
@@ -145,6 +154,8 @@ def _without_store(host: Host, identity: str, reason: str) -> int:
     from upgrade.restore import summary
 
     status = summary.write_without_store(host, identity, plan, results, reason)
+    for problem in frames.give_back(host):
+        say(problem)
     paths.PLAN.unlink(missing_ok=True)
     return status
 

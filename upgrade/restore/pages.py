@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""How many pages a dump held, read from CRIU's pagemaps."""
+"""How many pages a dump held, and how many of them were copied."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE_BYTES = 4096
+from upgrade import pagemaps
+from upgrade.pagemaps import PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,25 +22,8 @@ class Pages:
         return self.copied * PAGE_BYTES
 
 
-def count(directory: Path) -> Pages:
-    """Count the pages of a dump; copied are those that lie in real ``pages-N.img`` files."""
-    copied = sum(
-        p.stat().st_size for p in directory.glob("pages-*.img") if p.is_file() and not p.is_symlink()
-    )
-    return Pages(_present(directory), copied // PAGE_BYTES)
-
-
-def _present(directory: Path) -> int:
-    from pycriu import images  # heavy
-
-    present = 0
-    for path in directory.glob("pagemap-*.img"):
-        with path.open("rb") as f:
-            entries = images.load(f, no_payload=True)["entries"]
-        present += sum(_pages(entry) for entry in entries if "pages_id" not in entry)
-    return present
-
-
-def _pages(entry: dict[str, int]) -> int:
-    # CRIU 4.2 moved the count to a field of 64 bits and writes 0 to the old one (images/pagemap.proto).
-    return entry.get("nr_pages") or entry.get("compat_nr_pages", 0)
+def count(directory: Path, in_place: Collection[str] = (), stragglers: int = 0) -> Pages:
+    """Count the pages of a dump; those in files of the frame map are not copied, except for its stragglers."""
+    found = pagemaps.read_all(directory)
+    copied = sum(p.pages for p in found if p.file not in in_place)
+    return Pages(sum(p.pages for p in found), copied + stragglers)

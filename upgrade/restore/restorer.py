@@ -16,6 +16,7 @@ from upgrade.engines.base import Images
 from upgrade.host import Host
 from upgrade.restore import nudge
 from upgrade.restore.arrival import summarize
+from upgrade.restore.frames import FrameMount
 from upgrade.session import Dumped, Session
 
 
@@ -32,11 +33,19 @@ class Restored:
 class Restorer:
     """Brings one session's containers back."""
 
-    def __init__(self, host: Host, clock: Clock, session: Session, network_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        clock: Clock,
+        session: Session,
+        network_ready: Callable[[], None],
+        frames: FrameMount | None = None,
+    ) -> None:
         self.host = host
         self.clock = clock
         self.session = session
         self.network_ready = network_ready
+        self.frames = frames
         self.other_criu = ""
 
     def restore_all(self) -> list[Restored]:
@@ -94,6 +103,8 @@ class Restorer:
             damage = checksums.damage(directory, dict(dumped.checksums), os.cpu_count() or 1)
             if damage:
                 return f"its images are damaged: {summarize(damage)}"
+            if dumped.in_place and self.frames is not None:
+                self.frames.wait()
             if dumped.container.host_network:
                 self.network_ready()
             images = Images(directory, work_directory(dumped), self.session.restore_timeout_seconds)

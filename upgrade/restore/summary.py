@@ -39,7 +39,12 @@ def write(
     """Write report and history; return what the restore's exit status is."""
     session, rate = arrived.session, arrived.rate
     booted = {"kernel": arrived.jumped_at, "userspace": arrived.jumped_at}
-    stamps = {**session.stamps, **(optional(lambda: _boot(host, clock, arrived)) or booted), **moments}
+    stamps = {
+        **session.stamps,
+        "jump": arrived.jumped_at,
+        **(optional(lambda: _boot(host, clock, arrived)) or booted),
+        **moments,
+    }
     downtime = max(r.running_at for r in restored) - stamps["freeze"]
     counted = [_count(r) for r in restored]
     report = Report(
@@ -47,6 +52,7 @@ def write(
         downtime_seconds=rate.ns(downtime) / 1e9,
         downtime_error_seconds=(rate.error_ns(downtime) + sum(tie.error_ns for tie in session.ties)) / 1e9,
         phases=_phases(stamps, rate.hertz),
+        restore_mode=_restore_mode(session),
         pages_total=sum(c.total for c in counted),
         pages_copied=sum(c.copied for c in counted),
         bytes_copied=sum(c.copied_bytes for c in counted),
@@ -67,6 +73,10 @@ def optional(work: Callable[[], T]) -> T | None:
         return None
 
 
+def _restore_mode(session: Session) -> str:
+    return "eager" if any(dumped.in_place for dumped in session.containers) else "copy"
+
+
 def _boot(host: Host, clock: Clock, arrived: Arrival) -> dict[str, int]:
     """Return when this kernel started and when its first userspace ran."""
     found = bootlog.tsc_of((FIRST_USERSPACE,), clock, arrived.rate, host)
@@ -81,7 +91,8 @@ def _phases(stamps: Mapping[str, int], hertz: float) -> tuple[Phase, ...]:
         ("dump", "frozen", "dumped"),
         ("capture", "dumped", "captured"),
         ("quiesce", "captured", "quiesced"),
-        ("jump", "quiesced", "kernel"),
+        ("last look", "quiesced", "jump"),
+        ("jump", "jump", "kernel"),
         ("kernel boot to first userspace", "kernel", "userspace"),
         ("userspace to restore", "userspace", "restore begun"),
         ("restore", "restore begun", "restored"),
@@ -99,6 +110,7 @@ def _container(restored: Restored, counted: Pages, arrived: Arrival) -> Containe
         engine=dumped.container.engine,
         outcome=ContainerOutcome(restored.outcome),
         reason=restored.reason,
+        in_place=dumped.in_place,
         downtime_seconds=arrived.rate.ns(downtime) / 1e9 if back else None,
         pages_total=counted.total,
         pages_copied=counted.copied,
@@ -113,7 +125,11 @@ def _container(restored: Restored, counted: Pages, arrived: Arrival) -> Containe
 
 
 def _count(restored: Restored) -> Pages:
-    return optional(lambda: pages.count(paths.STORE / restored.dumped.directory)) or NO_PAGES
+    dumped = restored.dumped
+    return (
+        optional(lambda: pages.count(paths.STORE / dumped.directory, dumped.frame_files, dumped.stragglers))
+        or NO_PAGES
+    )
 
 
 def _dump_stats(counted: Pages, arrived: Arrival) -> dict[str, int]:

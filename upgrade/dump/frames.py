@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: MIT
+"""Keeping the containers' page frames: the map of where each page of a dump lies, made while the tasks are stopped.
+
+CRIU writes the pages themselves to ``/dev/null``, by links that were put into the image directory before the dump; it
+says in its pagemaps which pages would have been in which file. Here the frames of these pages are looked up, and the
+few that do not lie in range R are copied.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from memfs import erofs, frames, hotplug, prefix
+from memfs.erofs import BLOCK_BYTES
+from memfs.frames import FrameMap, GapFull, Piece
+from memfs.pagemap import Pfns
+from memfs.ranges import Range
+from upgrade import pagemaps
+from upgrade.dump import memory
+from upgrade.dump.memory import Memory
+from upgrade.errors import UpgradeError
+from upgrade.host import Host
+from upgrade.pagemaps import PAGE_BYTES, Pagemap
+
+VOLUME = "seamless-frames"
+NOWHERE = "/dev/null"
+SPARE_LINKS = 64
+COPY_AT_ONCE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A container whose tasks are stopped and whose images lie in ``directory``."""
+
+    name: str
+    number: int
+    directory: Path
+    root_pid: int
+    pids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How a container's pages go across.
+
+    Of those in place ``stragglers`` had to be copied; ``files`` are its images that are in the frame map.
+    """
+
+    in_place: bool = True
+    stragglers: int = 0
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One ``pages-N.img`` to be: its name in the frame map, whose it is and where its pages are."""
+
+    container: Stopped
+    pages: Pagemap
+    memory: Memory
+
+    @property
+    def name(self) -> str:
+        return file_name(self.container.number, self.pages.file)
+
+    @property
+    def link(self) -> Path:
+        return self.container.directory / self.pages.file
+
+
+def file_name(container: int, image: str) -> str:
+    """Return the name that an image has in the frame map."""
+    return f"{container}-{image}"
+
+
+def prepare(directory: Path, files: int) -> None:
+    """Have CRIU write the pages of a dump to nowhere; if it makes more files than ``files``, these are real ones."""
+    for number in range(1, files + SPARE_LINKS + 1):
+        (directory / f"pages-{number}.img").symlink_to(NOWHERE)
+
+
+class Frames:
+    """The frame map of all containers that keep their frames."""
+
+    def __init__(self, host: Host, spans: Sequence[Range], target: Path) -> None:
+        """Prepare to write the map to the file ``target``."""
+        self.host = host
+        self.spans = tuple(spans)
+        self.target = target
+        self.stack = ExitStack()
+        self.files: list[_File] = []
+        self.made: FrameMap | None = None
+        self.pieces: list[Piece] = []
+        if spans:
+            self._number()
+
+    def _number(self) -> None:
+        """Number the blocks of all ranges as those of one device."""
+        spans = self.spans
+        self.extra = erofs.number(
+            spans[0].size_bytes // BLOCK_BYTES,
+            [(s.size_bytes // BLOCK_BYTES, f"{s.start_bytes:#x}") for s in spans[1:]],
+        )
+        self.device_blocks = spans[0].size_bytes // BLOCK_BYTES
+        firsts = (0, *(e.first_block for e in self.extra))
+        for span, first in zip(spans, firsts, strict=True):
+            for online in hotplug.online_spans(span, self.host.root):
+                at = first + (online.start_bytes - span.start_bytes) // BLOCK_BYTES
+                self.pieces.append(Piece(online, at))
+        self.gap_bytes = min(p.first_block for p in self.pieces) * BLOCK_BYTES
+
+    def __enter__(self) -> "Frames":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def capture(self, containers: Iterable[Stopped]) -> dict[int, Kept]:
+        """Make the map and write it; return by number how each container goes across.
+
+        A container with more stragglers than there is room for has all its pages copied beside its images.
+
+        :raises UpgradeError: if there is no room for that either
+        """
+        stopped = list(containers)
+        kept = {c.number: Kept() for c in stopped}
+        for container in stopped:
+            self._open(container)
+        while True:
+            found = self._look()
+            outside = self._outside(found)
+            try:
+                self._write(found)
+                break
+            except (GapFull, prefix.GapTooSmall) as e:
+                if not self.files:
+                    raise UpgradeError(str(e), subject=str(self.target)) from e
+                worst = max(stopped, key=lambda c: outside.get(c.number, -1))
+                self._copy(worst)
+                kept[worst.number] = Kept(in_place=False)
+        self._clean_up(stopped)
+        for number, pages in outside.items():
+            names = tuple(f.pages.file for f in self.files if f.container.number == number)
+            kept[number] = Kept(stragglers=pages, files=names)
+        return kept
+
+    def moved(self) -> bool:
+        """Look again at every frame; if one has moved the map is written anew and has to be looked at again."""
+        if self.made is None:
+            return False
+        found = self._look()
+        if not any(
+            len(image.outdated(now, self.pieces)) for image, now in zip(self.made.images, found, strict=True)
+        ):
+            return False
+        self._write(found)
+        return True
+
+    def _open(self, container: Stopped) -> None:
+        """Open what a container's pagemaps are about, except for what CRIU itself has copied."""
+        maps = pagemaps.read_all(container.directory)
+        kept = [m for m in maps if m.pages and (container.directory / m.file).is_symlink()]
+        opened = self.stack.enter_context(memory.opened(self.host, container.root_pid, container.pids, kept))
+        self.files += [_File(container, m, where) for m, where in zip(kept, opened, strict=True)]
+
+    def _look(self) -> list[Pfns]:
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            return list(pool.map(lambda f: f.memory.frames(f.pages.runs), self.files))
+
+    def _outside(self, found: Sequence[Pfns]) -> dict[int, int]:
+        """Return by container how many of its pages do not lie in R."""
+        count: dict[int, int] = {}
+        for file, pfns in zip(self.files, found, strict=True):
+            outside = np.count_nonzero(frames.classify(pfns, self.pieces) == frames.NOWHERE)
+            count[file.container.number] = count.get(file.container.number, 0) + int(outside)
+        return count
+
+    def _write(self, found: Sequence[Pfns]) -> None:
+        """Build the map and write it, with the stragglers' contents."""
+        planned = prefix.layout(
+            [erofs.File(f.name, f.pages.pages * PAGE_BYTES) for f in self.files],
+            self.gap_bytes,
+            self.device_blocks,
+            self.extra,
+        )
+        made = frames.build(found, self.pieces, planned.gap)
+        with prefix.create(self.target, planned, len(made.copies.blocks)) as out:
+            names = [f.name for f in self.files]
+            out.write(dict(zip(names, (i.blocks for i in made.images), strict=True)), volume=VOLUME)
+            for image, page, block in zip(
+                made.copies.images.tolist(),
+                made.copies.pages.tolist(),
+                made.copies.blocks.tolist(),
+                strict=True,
+            ):
+                self.files[image].memory.read(_address(self.files[image].pages, page), out.page(block))
+        self.made = made
+
+    def _copy(self, container: Stopped) -> None:
+        """Copy all pages of a container beside its images; it is no part of the map any more."""
+        files = [f for f in self.files if f.container.number == container.number]
+        size = sum(f.pages.pages for f in files) * PAGE_BYTES
+        state = os.statvfs(container.directory)
+        if size > state.f_bavail * state.f_frsize:
+            raise UpgradeError(
+                f"too many of its pages lie outside the frames range, and {size >> 20} MiB to copy them all do not "
+                "fit on the range for metadata",
+                subject=container.name,
+                hint="leave gathering on (no --no-gather), make the ranges larger (memmap=), or preserve less",
+            )
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            list(pool.map(_copy_file, files))
+        self.files = [f for f in self.files if f.container.number != container.number]
+
+    def _clean_up(self, containers: Iterable[Stopped]) -> None:
+        """Take the links away. In the new kernel there are files of the map in their places."""
+        for container in containers:
+            for left in container.directory.glob("pages-*.img"):
+                if left.is_symlink():
+                    left.unlink()
+
+
+def _address(pages: Pagemap, page: int) -> int:
+    """Return where a page of a file is in its memory."""
+    ends = list(accumulate(count for _, count in pages.runs))
+    run = int(np.searchsorted(ends, page, side="right"))
+    start, count = pages.runs[run]
+    return start + (page - (ends[run] - count)) * PAGE_BYTES
+
+
+def _copy_file(file: _File) -> None:
+    file.link.unlink()
+    buffer = memoryview(bytearray(COPY_AT_ONCE_BYTES))
+    with file.link.open("xb") as out:
+        for start, pages in file.pages.runs:
+            for at in range(start, start + pages * PAGE_BYTES, COPY_AT_ONCE_BYTES):
+                part = buffer[: min(COPY_AT_ONCE_BYTES, start + pages * PAGE_BYTES - at)]
+                file.memory.read(at, part)
+                out.write(part)
