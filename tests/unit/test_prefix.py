@@ -10,7 +10,7 @@ import pytest
 from builders.device import Device, as_blocks, fsck, mounted, read_pages, read_tree, why_not_mounted
 
 from memfs import prefix
-from memfs.erofs import BLOCK_BYTES, File, number
+from memfs.erofs import BLOCK_BYTES, File, chain
 from memfs.frames import Gap
 from memfs.install import NoPrefix, blank, install
 
@@ -117,7 +117,7 @@ def test_blocks_that_do_not_fit_leave_no_header(tmp_path: Path) -> None:
 
 
 def test_what_lay_in_the_file_is_gone(tmp_path: Path) -> None:
-    planned = prefix.layout([], GAP_BLOCKS * BLOCK_BYTES, DEVICE_BLOCKS, number(DEVICE_BLOCKS, [(5, "")]))
+    planned = prefix.layout([], GAP_BLOCKS * BLOCK_BYTES, DEVICE_BLOCKS, chain(DEVICE_BLOCKS, [(5, "")]))
     (tmp_path / "prefix").write_bytes(b"x" * 100 * BLOCK_BYTES)
     with prefix.create(tmp_path / "prefix", planned, 2):
         pass
