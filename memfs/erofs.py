@@ -92,7 +92,7 @@ class Extra:
     blocks: int
     first_block: int
     tag: str = ""
-    """What it is, for people; the kernel takes it for a path if it is mounted without ``device=``."""
+    """What it is, for people: the kernel does not look at it if it is given ``device=``."""
 
     @property
     def end_block(self) -> int:

@@ -159,6 +159,26 @@ def test_a_full_file_system_is_an_error_not_a_signal(tmp_path: Path) -> None:
         subprocess.run(["umount", where], check=True)
 
 
+@NEEDS_MOUNT
+def test_an_error_of_the_device_is_told_as_it_is(tmp_path: Path) -> None:
+    """And what was written before it is no file system."""
+    planned = prefix.layout(FILES, GAP_BLOCKS * BLOCK_BYTES, DEVICE_BLOCKS)
+    with prefix.create(tmp_path / "prefix", planned, planned.gap.blocks) as made:
+        made.write({f.name: np.arange(400, 400 + f.blocks, dtype=np.uint32) for f in FILES})
+    where = tmp_path / "full"
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", where], check=True)
+    try:
+        (where / "pmem0").touch()
+        os.truncate(where / "pmem0", DEVICE_BLOCKS * BLOCK_BYTES)
+        with pytest.raises(OSError, match="No space"):
+            install(tmp_path / "prefix", where / "pmem0")
+        with (where / "pmem0").open("rb") as f:
+            assert not any(f.read(BLOCK_BYTES))
+    finally:
+        subprocess.run(["umount", where], check=True)
+
+
 @pytest.mark.parametrize("content", [b"", bytes(4096), bytes(1024) + b"\xe2\xe1\xf5\xe0" + bytes(2 * 4096)])
 def test_what_is_no_prefix_is_not_installed(device: Device, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "prefix").write_bytes(content)

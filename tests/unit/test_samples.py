@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfs import samples
@@ -188,6 +188,7 @@ def test_few_chunks_are_all_taken() -> None:
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.integers(0, 400)),
     st.data(),
 )
+@settings(deadline=None)  # it writes files out
 def test_samples_are_loaded_as_they_were_saved(files: dict[str, int], data: st.DataObject) -> None:
     chosen = choose(files, data.draw(st.integers(0, 50)), 1)
     numbers = st.integers(0, (1 << 64) - 1)
