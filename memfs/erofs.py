@@ -92,7 +92,7 @@ class Extra:
     blocks: int
     first_block: int
     tag: str = ""
-    """What it is, for people; the kernel takes it for a path if it is mounted without ``device=``."""
+    """What it is, for people: the kernel does not look at it if it is given ``device=``."""
 
     @property
     def end_block(self) -> int:
@@ -130,7 +130,7 @@ class Header:
     metadata: memoryview
 
 
-def number(device_blocks: int, extra: Iterable[tuple[int, str]]) -> tuple[Extra, ...]:
+def chain(device_blocks: int, extra: Iterable[tuple[int, str]]) -> tuple[Extra, ...]:
     """Return extra devices, given as sizes in blocks and tags, numbered one behind the other."""
     found, at = [], device_blocks
     for blocks, tag in extra:
@@ -146,7 +146,7 @@ def plan(
 
     :param meta_start_block: where the metadata begins, anywhere behind block 0
     :param device_blocks: the size of the (primary) device in blocks of 4096 bytes
-    :param extra: further devices as ``number`` returns them, in the order in which they will be mounted
+    :param extra: further devices as ``chain`` returns them, in the order in which they will be mounted
     :raises ValueError: if a name is none or appears twice, the metadata would not fit on the device, or the extra
         devices are too many or not one behind the other
     """

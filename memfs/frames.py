@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The frame map: which block of the device each page of ``pages-N.img`` is.
 
-The device is range R (or several, one behind the other). A page whose frame lies in a part of it that holds frames
-is *in place*: its block is what it is. All others are *stragglers*: swapped, in other memory, part of the kernel's
-image as the vDSO is. They are copied to blocks in the gap, one after the other; a frame that is mapped more than
-once is copied once.
+The device is range R. If R consists of several physical ranges, these are devices of their own and their blocks have
+one numbering (``erofs.chain``). A page whose frame lies in a part of it that holds frames is *in place*: its block is
+what it is. All others are *stragglers*: swapped, in other memory, part of the kernel's image as the vDSO is. They are
+copied to blocks in the gap, one after the other; a frame that is mapped more than once is copied once.
 
 Memory: 4 bytes a page for the blocks, about 100 bytes a straggler, and a few MiB. The frames of an image (8 bytes a
-page) are no longer needed once it has been added: 64 GiB in images of 1 GiB take 64 MiB and 2 MiB.
+page) are no longer needed once it has been added: 64 GiB in images of 1 GiB take 64 MiB and 2 MiB. Measured for
+that, with 192 stragglers and one piece or two: 82 MiB, 0.1 to 0.5 s (two cores of a virtual machine).
 """
 
 from collections.abc import Iterable, Sequence

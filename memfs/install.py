@@ -35,9 +35,9 @@ def install(path: Path, device: Path) -> int:
             try:
                 if os.lseek(fd, 0, os.SEEK_END) < size:
                     raise NoPrefix(f"{path} has {size} bytes, which is more than {device} has")
-                _write(fd, view[_BLOCK_BYTES:], _BLOCK_BYTES)
+                _write(fd, view, _BLOCK_BYTES, size)
                 os.fsync(fd)
-                _write(fd, view[:_BLOCK_BYTES], 0)
+                _write(fd, view, 0, _BLOCK_BYTES)
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -48,7 +48,7 @@ def blank(device: Path) -> None:
     """Remove the devdax info block from a range that is an extra device: zeroes to its first two blocks."""
     fd = _open(device)
     try:
-        _write(fd, memoryview(bytes(2 * _BLOCK_BYTES)), 0)
+        _write(fd, memoryview(bytes(2 * _BLOCK_BYTES)), 0, 2 * _BLOCK_BYTES)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -59,8 +59,8 @@ def _open(device: Path) -> int:
     return os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
 
 
-def _write(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        done = os.pwrite(fd, data[:_AT_ONCE], offset)
-        data = data[done:]
-        offset += done
+def _write(fd: int, data: memoryview, start: int, end: int) -> None:
+    while start < end:
+        # an error must leave no view, or its mapping could not be closed
+        with data[start : min(start + _AT_ONCE, end)] as some:
+            start += os.pwrite(fd, some, start)

@@ -34,7 +34,7 @@ from memfs.erofs import (
     Extra,
     File,
     Header,
-    number,
+    chain,
     plan,
     write,
 )
@@ -355,7 +355,7 @@ def test_the_checksum_is_crc32c() -> None:
 
 
 # Two extra devices: their blocks have the numbers from 3000 on, and from 5000 on
-EXTRA = number(DEVICE_BLOCKS, [(2000, "node1"), (1, "node2")])
+EXTRA = chain(DEVICE_BLOCKS, [(2000, "node1"), (1, "node2")])
 SECOND, THIRD = (e.first_block for e in EXTRA)
 SEVERAL: dict[str, Files] = {
     "one on each": {"a": (3 * BLOCK_BYTES, as_blocks(LAST, SECOND + 1999, THIRD))},
@@ -443,7 +443,7 @@ def check_several(data: st.DataObject, *, kernel: bool) -> None:
     space = data.draw(st.integers(0, 20))  # between the numbers of devices
     extra = tuple(
         Extra(e.blocks, e.first_block + i * space, e.tag)
-        for i, e in enumerate(number(200, ((n, f"node{i}") for i, n in enumerate(sizes))))
+        for i, e in enumerate(chain(200, ((n, f"node{i}") for i, n in enumerate(sizes))))
     )
     meta_start_block = data.draw(st.integers(1, 60))
     drawn = data.draw(st.lists(st.integers(0, 20 * BLOCK_BYTES), max_size=10))
@@ -497,7 +497,7 @@ def test_without_extra_devices_nothing_tells_of_them() -> None:
 
 
 def test_as_many_devices_as_have_a_slot(tmp_path: Path) -> None:
-    extra = number(DEVICE_BLOCKS, [(3, f"{i:063}") for i in range(MOST_EXTRA)])
+    extra = chain(DEVICE_BLOCKS, [(3, f"{i:063}") for i in range(MOST_EXTRA)])
     devices = several(tmp_path, DEVICE_BLOCKS, extra)
     blocks = as_blocks(*(e.first_block + 1 for e in extra))
     expected = make_several(devices, {"a": (MOST_EXTRA * BLOCK_BYTES, blocks)}, NEAR, extra)
@@ -506,7 +506,7 @@ def test_as_many_devices_as_have_a_slot(tmp_path: Path) -> None:
     assert good, text
     assert read_tree(tmp_path / "out") == expected
     with pytest.raises(ValueError, match="have a slot"):
-        plan([], 1, 100, number(100, [(1, "")] * (MOST_EXTRA + 1)))
+        plan([], 1, 100, chain(100, [(1, "")] * (MOST_EXTRA + 1)))
 
 
 @pytest.mark.parametrize(

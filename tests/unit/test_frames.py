@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: MIT
 """Tests of ``memfs.frames``, against a dictionary, and with EROFS all the way to the bytes of the pages."""
 
+import tempfile
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders.device import Device, fsck, read_tree
-from hypothesis import given
+from builders.device import Device, fsck, mounted, read_pages, read_tree, why_not_mounted
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memfs.erofs import BLOCK_BYTES, MOST_BLOCKS, File, plan, write
+from memfs import prefix
+from memfs.erofs import BLOCK_BYTES, MOST_BLOCKS, File, chain, plan, write
 from memfs.frames import NOWHERE, FrameMap, Gap, GapFull, Piece, build, classify
+from memfs.install import blank, install
 from memfs.pagemap import PAGE_BYTES, Pfns
 from memfs.ranges import Range
 
@@ -24,6 +27,8 @@ PIECE = Piece.behind_gap(SPAN, 128 * MIB)
 START = 4 * GIB // PAGE_BYTES
 FIRST, END = START + 128 * MIB // PAGE_BYTES, START + GIB // PAGE_BYTES
 GAP = Gap(100, 50)
+
+NEEDS_MOUNT = pytest.mark.skipif(bool(why_not_mounted()), reason=why_not_mounted())
 
 
 def as_pfns(*numbers: int) -> Pfns:
@@ -178,6 +183,85 @@ def test_pages_are_read_through_the_map(tmp_path: Path) -> None:
     assert good, text
     expected = {f.name: memory[i].tobytes() for f, i in zip(files, images, strict=True)}
     assert read_tree(tmp_path / "out") == expected
+
+
+# A range for each of two nodes, as in the old kernel; each begins with blocks that hold no frames.
+NODES = (Range(500 * PAGE_BYTES, 200 * PAGE_BYTES), Range(900 * PAGE_BYTES, 150 * PAGE_BYTES))
+GAP_PAGES = (60, 2)
+MEMORY = np.random.default_rng(5).integers(0, 256, (1100, PAGE_BYTES), np.uint8)
+ZERO_PAGE = bytes(PAGE_BYTES)
+
+
+@pytest.mark.parametrize("kernel", [False, pytest.param(True, marks=NEEDS_MOUNT)], ids=["fsck", "kernel"])
+def test_pages_on_two_nodes_are_read_through_the_map(tmp_path: Path, kernel: bool) -> None:
+    """Also the first and the last frame of each, and those that are not frames of the allocator."""
+    random = np.random.default_rng(6)
+    edges = as_pfns(560, 699, 902, 1049, 1050, 559, 700, 901, 900, 500, 1, 0, 1, 0)
+    images = [
+        np.concatenate(
+            [random.integers(560, 700, 100, np.uint64), random.integers(902, 1050, 80, np.uint64)]
+        ),
+        edges,
+        edges,
+    ]
+    check_two_nodes(tmp_path, [as_pfns(*random.permutation(image)) for image in images], kernel=kernel)
+
+
+inside = st.integers(560, 699) | st.integers(902, 1049)
+# few enough for the gap, whatever is drawn
+outside = st.sampled_from([*range(1, 10), *range(500, 510), 559, 700, 899, 900, 901, 1050, 1099])
+
+
+@given(st.lists(st.lists(inside | outside, max_size=40), max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_any_pages_on_two_nodes_are_what_fsck_extracts(images: list[list[int]]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        check_two_nodes(Path(directory), [as_pfns(*image) for image in images], kernel=False)
+
+
+@NEEDS_MOUNT
+@given(st.lists(st.lists(inside | outside, max_size=40), max_size=4))
+@settings(max_examples=15, deadline=None)
+def test_any_pages_on_two_nodes_are_what_the_kernel_reads(images: list[list[int]]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        check_two_nodes(Path(directory), [as_pfns(*image) for image in images], kernel=True)
+
+
+def check_two_nodes(directory: Path, images: list[Pfns], *, kernel: bool) -> None:
+    files = [File(f"pages-{n}.img", len(image) * PAGE_BYTES) for n, image in enumerate(images, start=1)]
+    sizes = [node.size_bytes // PAGE_BYTES for node in NODES]
+    extra = chain(sizes[0], [(sizes[1], "node1")])
+    first_blocks = [0, extra[0].first_block]
+    pieces = [
+        Piece.behind_gap(node, gap * PAGE_BYTES, block)
+        for node, gap, block in zip(NODES, GAP_PAGES, first_blocks, strict=True)
+    ]
+    planned = prefix.layout(files, GAP_PAGES[0] * PAGE_BYTES, sizes[0], extra)
+    found = build(images, pieces, planned.gap)
+    with prefix.create(directory / "prefix", planned, len(found.copies.blocks)) as made:
+        made.write({f.name: i.blocks for f, i in zip(files, found.images, strict=True)})
+        for image, page, block in rows(found):
+            pfn = int(images[image][page])
+            made.page(block)[:] = MEMORY[pfn].tobytes() if pfn else ZERO_PAGE
+
+    devices = [directory / "pmem0", directory / "pmem1"]
+    for device, node in zip(devices, NODES, strict=True):
+        first = node.start_bytes // PAGE_BYTES
+        device.write_bytes(MEMORY[first : first + node.size_bytes // PAGE_BYTES].tobytes())
+    install(directory / "prefix", devices[0])
+    blank(devices[1])
+
+    expected = {
+        f.name: b"".join(MEMORY[p].tobytes() if p else ZERO_PAGE for p in image)
+        for f, image in zip(files, images, strict=True)
+    }
+    if kernel:
+        with mounted(devices[0], directory / "mnt", devices[1:]) as where:
+            assert read_pages(where) == expected
+    else:
+        good, text = fsck(devices[0], f"--device={devices[1]}", f"--extract={directory / 'out'}")
+        assert good, text
+        assert read_tree(directory / "out") == expected
 
 
 def test_memory_stays_within_what_is_promised() -> None:

@@ -10,7 +10,7 @@ import pytest
 from builders.device import Device, as_blocks, fsck, mounted, read_pages, read_tree, why_not_mounted
 
 from memfs import prefix
-from memfs.erofs import BLOCK_BYTES, File, number
+from memfs.erofs import BLOCK_BYTES, File, chain
 from memfs.frames import Gap
 from memfs.install import NoPrefix, blank, install
 
@@ -117,7 +117,7 @@ def test_blocks_that_do_not_fit_leave_no_header(tmp_path: Path) -> None:
 
 
 def test_what_lay_in_the_file_is_gone(tmp_path: Path) -> None:
-    planned = prefix.layout([], GAP_BLOCKS * BLOCK_BYTES, DEVICE_BLOCKS, number(DEVICE_BLOCKS, [(5, "")]))
+    planned = prefix.layout([], GAP_BLOCKS * BLOCK_BYTES, DEVICE_BLOCKS, chain(DEVICE_BLOCKS, [(5, "")]))
     (tmp_path / "prefix").write_bytes(b"x" * 100 * BLOCK_BYTES)
     with prefix.create(tmp_path / "prefix", planned, 2):
         pass
@@ -155,6 +155,26 @@ def test_a_full_file_system_is_an_error_not_a_signal(tmp_path: Path) -> None:
     try:
         with pytest.raises(OSError, match="No space"):
             prefix.create(where / "prefix", planned, planned.gap.blocks)
+    finally:
+        subprocess.run(["umount", where], check=True)
+
+
+@NEEDS_MOUNT
+def test_an_error_of_the_device_is_told_as_it_is(tmp_path: Path) -> None:
+    """And what was written before it is no file system."""
+    planned = prefix.layout(FILES, GAP_BLOCKS * BLOCK_BYTES, DEVICE_BLOCKS)
+    with prefix.create(tmp_path / "prefix", planned, planned.gap.blocks) as made:
+        made.write({f.name: np.arange(400, 400 + f.blocks, dtype=np.uint32) for f in FILES})
+    where = tmp_path / "full"
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", where], check=True)
+    try:
+        (where / "pmem0").touch()
+        os.truncate(where / "pmem0", DEVICE_BLOCKS * BLOCK_BYTES)
+        with pytest.raises(OSError, match="No space"):
+            install(tmp_path / "prefix", where / "pmem0")
+        with (where / "pmem0").open("rb") as f:
+            assert not any(f.read(BLOCK_BYTES))
     finally:
         subprocess.run(["umount", where], check=True)
 

@@ -129,6 +129,11 @@ def test_the_restore_imports_nothing_heavy() -> None:
     assert len(found) <= MOST_MODULES, sorted(found)
 
 
+def test_what_handles_frames_in_the_new_kernel_is_light() -> None:
+    found = modules_after("import memfs.install, memfs.samples")
+    assert sorted({name.split(".")[0] for name in found} & set(HEAVY)) == []
+
+
 def test_the_command_itself_takes_the_short_way_to_the_restore() -> None:
     found = modules_after("import upgrade.cli")
     assert sorted({name.split(".")[0] for name in found} & set(HEAVY)) == []
