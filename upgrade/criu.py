@@ -5,6 +5,7 @@ pycriu's own client knows no notifications and drops CRIU's error text (referenc
 are used. Importing the package would cost 105 ms of downtime in the new kernel: ``rpc_pb2`` alone is loaded.
 """
 
+import importlib
 import importlib.util
 import os
 import socket
@@ -50,10 +51,7 @@ def messages() -> ModuleType:
     name = "pycriu.rpc_pb2"
     if name in sys.modules:
         return sys.modules[name]
-    package = importlib.util.find_spec("pycriu")
-    if package is None or not package.submodule_search_locations:
-        raise DependencyMissing("not installed", subject="pycriu", hint="apt-get install python3-pycriu")
-    path = Path(package.submodule_search_locations[0]) / "rpc_pb2.py"
+    path = _pycriu() / "rpc_pb2.py"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.exists():
         raise DependencyMissing("has no rpc_pb2", subject="pycriu", hint="apt-get install python3-pycriu")
@@ -61,6 +59,29 @@ def messages() -> ModuleType:
     spec.loader.exec_module(module)
     sys.modules[name] = module
     return module
+
+
+def pagemap_messages() -> ModuleType:
+    """Return pycriu's ``pagemap_pb2``, under the name that pycriu itself gives it.
+
+    :raises DependencyMissing: if pycriu is not installed
+    """
+    images = str(_pycriu() / "images")
+    if images not in sys.path:  # as pycriu.images does: its modules import each other by their bare names
+        sys.path.append(images)
+    try:
+        return importlib.import_module("pagemap_pb2")
+    except ImportError as e:
+        raise DependencyMissing(
+            f"has no pagemap_pb2: {e}", subject="pycriu", hint="apt-get install python3-pycriu"
+        ) from e
+
+
+def _pycriu() -> Path:
+    package = importlib.util.find_spec("pycriu")
+    if package is None or not package.submodule_search_locations:
+        raise DependencyMissing("not installed", subject="pycriu", hint="apt-get install python3-pycriu")
+    return Path(package.submodule_search_locations[0])
 
 
 class Criu:
