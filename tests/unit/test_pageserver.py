@@ -3,6 +3,7 @@
 
 import json
 import random
+import socket
 import time
 from pathlib import Path
 
@@ -81,3 +82,81 @@ def test_what_tasks_do_to_their_memory_is_followed(tmp_path: Path, kills: int) -
         assert manager.ended.wait(20)
         assert manager.status == 0
     assert progress(path)[0]["error"] is None
+
+
+def test_a_page_that_nobody_asks_for_comes_too(tmp_path: Path) -> None:
+    path = description(tmp_path, "a")
+    maps, runs = layout(6000)
+    write_dump(tmp_path / "a" / "images", PID, runs)
+    with Manager(path) as manager:
+        task = start_task(tmp_path / "a" / "work", PID, "after", maps=maps, runs=runs)
+        assert manager.ended.wait(20)
+        assert progress(path)[0]["faults"] == 0
+        assert result(task, "\n") == "right"
+
+
+def test_several_tasks_of_several_containers(tmp_path: Path) -> None:
+    path = description(tmp_path, "a", "b", "c")
+    maps, runs = layout(1500)
+    tasks = []
+    with Manager(path) as manager:
+        for name, pid in (("a", 7), ("b", 8), ("c", 9)):
+            write_dump(tmp_path / name / "images", pid, runs)
+            tasks.append(start_task(tmp_path / name / "work", pid, "scattered", maps=maps, runs=runs))
+        assert [result(task) for task in tasks] == ["right"] * 3
+        assert manager.ended.wait(20)
+        assert not [name for name in manager.fds if name.startswith("task")]
+    assert [told["name"] for told in progress(path)] == ["a", "b", "c"]
+
+
+def test_a_task_that_ends_early_ends_its_work(tmp_path: Path) -> None:
+    path = description(tmp_path, "a")
+    maps, runs = layout(60000)
+    write_dump(tmp_path / "a" / "images", PID, runs)
+    with Manager(path) as manager:
+        task = start_task(tmp_path / "a" / "work", PID, "exit", maps=maps, runs=runs)
+        assert result(task) == "right"
+        assert manager.ended.wait(20)
+        assert (manager.status, manager.starts) == (0, 1)
+
+
+def test_a_dump_that_cannot_be_read_fails_the_restore(tmp_path: Path) -> None:
+    """CRIU hears of it before the task runs, instead of a task that reads zeroes."""
+    path = description(tmp_path, "a")
+    maps, runs = layout(600)
+    images = tmp_path / "a" / "images"
+    write_dump(images, PID, runs)
+    with (images / f"pages-{PID}.img").open("r+b") as f:
+        f.truncate(100 * PAGE_BYTES)
+    with Manager(path) as manager:
+        task = start_task(tmp_path / "a" / "work", PID, "read", maps=maps, runs=runs, early=[runs[0][0]])
+        assert manager.ended.wait(20)
+        task.kill()
+        assert result(task) != "right"
+    assert "600" in str(progress(path)[0]["error"]) or "606" in str(progress(path)[0]["error"])
+
+
+def test_a_restore_that_fails_ends_the_server(tmp_path: Path) -> None:
+    path = description(tmp_path, "a")
+    with Manager(path) as manager:
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(str(tmp_path / "a" / "work" / "lazy-pages.socket"))
+        assert manager.ended.wait(20)
+        assert manager.status == 0
+    assert progress(path)[0]["error"] == "CRIU ended before the restore was finished"
+
+
+def test_a_fault_that_a_dead_server_had_read_is_answered(tmp_path: Path) -> None:
+    """Every kill may hit between the reading of a fault and its answer; nobody else hears of it."""
+    path = description(tmp_path, "a")
+    maps, runs = layout(6000)
+    write_dump(tmp_path / "a" / "images", PID, runs)
+    chance = random.Random(1)
+    with Manager(path) as manager:
+        task = start_task(tmp_path / "a" / "work", PID, "scattered", maps=maps, runs=runs)
+        for _ in range(8):
+            time.sleep(chance.random() * 0.15)
+            manager.kill()
+        assert result(task) == "right"
+        assert manager.ended.wait(20)
+        assert (manager.status, progress(path)[0]["error"]) == (0, None)

@@ -149,7 +149,7 @@ class Layout:
         index = bisect_right(self._by_page, (page, 1 << 64))
         if index and self._by_page[index - 1][0] + self._by_page[index - 1][2] > page:
             index -= 1
-        if index == len(self._by_page) or self._by_page[index][0] >= end:
+        if page >= end or index == len(self._by_page) or self._by_page[index][0] >= end:
             return None
         first, address, count = self._by_page[index]
         skipped = max(page - first, 0)

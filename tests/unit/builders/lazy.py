@@ -163,10 +163,10 @@ def start_task(work: Path, pid: int, scenario: str, **parameters: Any) -> "subpr
     )
 
 
-def result(task: "subprocess.Popen[str]", timeout: float = 60) -> str:
-    """Return what a task printed."""
+def result(task: "subprocess.Popen[str]", told: str | None = None) -> str:
+    """Return what a task printed, after it was told something."""
     try:
-        output, _ = task.communicate(timeout=timeout)
+        output, _ = task.communicate(told, timeout=60)
     except subprocess.TimeoutExpired:
         task.kill()
         raise
