@@ -53,11 +53,17 @@ def write_dump(directory: Path, pid: int, runs: Iterable[tuple[int, int]]) -> No
     (directory / f"pages-{pid}.img").write_bytes(b"".join(contents))
 
 
+# A background that takes its time, so that tasks and kills come in between.
 _SERVER = """
-import os, sys
+import sys, time
 from pathlib import Path
 sys.path[:0] = {path!r}
+from upgrade.restore import lazytask
 from upgrade.restore.pageserver import main
+if {pace!r}:
+    lazytask.CHUNK_PAGES = 16
+    pull = lazytask.Task.pull
+    lazytask.Task.pull = lambda self, chunk: (time.sleep({pace!r}), pull(self, chunk))
 sys.exit(main(Path({description!r})))
 """
 
@@ -80,8 +86,8 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
 class Manager:
     """Keeps the descriptors of a page server and starts it anew when it fails, as systemd does."""
 
-    def __init__(self, description: Path) -> None:
-        self.code = _SERVER.format(path=[str(ROOT), *sys.path], description=str(description))
+    def __init__(self, description: Path, pace: float = 0) -> None:
+        self.code = _SERVER.format(path=[str(ROOT), *sys.path], description=str(description), pace=pace)
         self.path = description.with_name("notify")
         self.line = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.line.bind(str(self.path))
@@ -112,7 +118,13 @@ class Manager:
         """Kill the server in the middle of whatever it does; it is started anew."""
         self.process.send_signal(signal.SIGKILL)
 
+    def pause(self) -> None:
+        """Stop the server where it is; it can still be killed."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+
     def _start(self) -> "subprocess.Popen[bytes]":
+        self.ready.clear()
         self.starts += 1
         return subprocess.Popen(
             [sys.executable, "-c", _START, json.dumps(list(self.fds.items())), self.code],
