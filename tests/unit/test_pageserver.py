@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Tests of the page server with real userfaultfds, real tasks and a stand-in for systemd."""
 
+import errno
 import json
+import os
 import random
 import select
+import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +16,9 @@ import pytest
 from builders.lazy import Manager, result, start_task, write_dump
 
 from upgrade import userfaultfd
+from upgrade.restore.journal import Journal
+from upgrade.restore.lazy import Layout
+from upgrade.restore.lazytask import Gate, Task
 from upgrade.userfaultfd import PAGE_BYTES
 
 BASE = 0x200000000000
@@ -171,3 +178,78 @@ def test_a_fault_that_a_dead_server_had_read_is_answered(tmp_path: Path) -> None
         assert task.stdout.readline() == "second\n"
         task.kill()
         task.communicate()
+
+
+def test_a_page_that_cannot_be_read_is_no_page_of_zeroes(tmp_path: Path) -> None:
+    path = description(tmp_path, "a")
+    maps, runs = layout(600)
+    images = tmp_path / "a" / "images"
+    write_dump(images, PID, runs)
+    with Manager(path, pace=60) as manager:
+        task = start_task(tmp_path / "a" / "work", PID, "last", maps=maps, runs=runs)
+        assert task.stdout is not None
+        assert task.stdout.readline() == "first\n"
+        os.truncate(images / f"pages-{PID}.img", 20 * PAGE_BYTES)
+        task.communicate("\n", timeout=20)
+        assert task.returncode == -signal.SIGBUS
+        assert manager.starts == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "passed"),
+    [
+        ([errno.ENOENT, errno.EAGAIN], 0),  # a mapping that moves: its event has to be read first
+        ([errno.ENOENT, errno.ENOENT], 1),  # no mapping
+        ([errno.ENOENT, None], 1),
+        ([errno.EAGAIN], 0),
+        ([errno.ENOMEM], 0),
+        ([errno.EEXIST], 1),
+    ],
+)
+def test_a_page_counts_only_when_nothing_is_left_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answers: list[int | None], passed: int
+) -> None:
+    left = list(answers)
+
+    def copy(_fd: int, _address: int, _source: int, length: int) -> int:
+        if (number := left.pop(0)) is not None:
+            raise OSError(number, "")
+        return length
+
+    monkeypatch.setattr(userfaultfd, "copy", copy)
+    monkeypatch.setattr(userfaultfd, "wake", lambda *_: None)
+    fd = os.eventfd(0)
+    task = Task("t", fd, Layout(()), 0, 1, Journal(tmp_path, "t", 1), lambda *_: None)
+    assert task.fill(BASE, 0, 1) == passed
+    assert not left
+    assert not task.gone
+    os.close(fd)
+
+
+def test_nobody_copies_while_messages_are_read() -> None:
+    gate = Gate()
+    copying, reading, seen = [0], [0], []
+    rounds = 300
+
+    def copy() -> None:
+        for _ in range(rounds):
+            with gate.shared():
+                copying[0] += 1
+                time.sleep(0)
+                seen.append(reading[0])
+                copying[0] -= 1
+
+    def read() -> None:
+        for _ in range(rounds):
+            with gate.alone():
+                reading[0] += 1
+                time.sleep(0)
+                seen.append(copying[0] + reading[0] - 1)
+                reading[0] -= 1
+
+    threads = [threading.Thread(target=work) for work in (copy, copy, read, read)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [0] * 4 * rounds

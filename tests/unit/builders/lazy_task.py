@@ -229,6 +229,12 @@ def main() -> None:
         sys.stdin.readline()
         task.look(last)
         print("second", flush=True)
+    elif told["scenario"] == "last":
+        task.look(next(iter(task.model)))
+        print("first", flush=True)
+        sys.stdin.readline()
+        address, pages = told["runs"][-1]
+        task.look(address + (pages - 1) * PAGE_BYTES)
     elif told["scenario"] == "latency":
         addresses = list(task.model)
         task.random.shuffle(addresses)
