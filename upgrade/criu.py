@@ -5,6 +5,7 @@ pycriu's own client knows no notifications and drops CRIU's error text (referenc
 are used. Importing the package would cost 105 ms of downtime in the new kernel: ``rpc_pb2`` alone is loaded.
 """
 
+import importlib
 import importlib.util
 import os
 import socket
@@ -47,33 +48,40 @@ def messages() -> ModuleType:
 
     :raises DependencyMissing: if pycriu is not installed
     """
-    return _load("pycriu.rpc_pb2", "rpc_pb2.py")
-
-
-def pagemap_messages() -> ModuleType:
-    """Return pycriu's ``pagemap_pb2``.
-
-    :raises DependencyMissing: if pycriu is not installed
-    """
-    _load("opts_pb2", "images/opts_pb2.py")  # imported under this name: protoc knows nothing of the package
-    return _load("pycriu.images.pagemap_pb2", "images/pagemap_pb2.py")
-
-
-def _load(name: str, file: str) -> ModuleType:
-    """Load one of pycriu's generated modules without the rest of pycriu."""
+    name = "pycriu.rpc_pb2"
     if name in sys.modules:
         return sys.modules[name]
-    package = importlib.util.find_spec("pycriu")
-    if package is None or not package.submodule_search_locations:
-        raise DependencyMissing("not installed", subject="pycriu", hint="apt-get install python3-pycriu")
-    path = Path(package.submodule_search_locations[0]) / file
+    path = _pycriu() / "rpc_pb2.py"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.exists():
-        raise DependencyMissing(f"has no {file}", subject="pycriu", hint="apt-get install python3-pycriu")
+        raise DependencyMissing("has no rpc_pb2", subject="pycriu", hint="apt-get install python3-pycriu")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[name] = module
     return module
+
+
+def pagemap_messages() -> ModuleType:
+    """Return pycriu's ``pagemap_pb2``, under the name that pycriu itself gives it.
+
+    :raises DependencyMissing: if pycriu is not installed
+    """
+    images = str(_pycriu() / "images")
+    if images not in sys.path:  # as pycriu.images does: its modules import each other by their bare names
+        sys.path.append(images)
+    try:
+        return importlib.import_module("pagemap_pb2")
+    except ImportError as e:
+        raise DependencyMissing(
+            f"has no pagemap_pb2: {e}", subject="pycriu", hint="apt-get install python3-pycriu"
+        ) from e
+
+
+def _pycriu() -> Path:
+    package = importlib.util.find_spec("pycriu")
+    if package is None or not package.submodule_search_locations:
+        raise DependencyMissing("not installed", subject="pycriu", hint="apt-get install python3-pycriu")
+    return Path(package.submodule_search_locations[0])
 
 
 class Criu:

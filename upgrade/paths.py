@@ -18,10 +18,12 @@ REPORTS = STATE / "reports"
 HISTORY = STATE / "history.jsonl"
 
 CLAIM = RUNTIME / "claimed"
+PAGES = RUNTIME / "pages.json"
 
 RUN_UNIT = "seamless-upgrade.service"
 FRAMES_UNIT = "seamless-upgrade-frames.service"
 RESTORE_UNIT = "seamless-upgrade-restore.service"
+PAGES_UNIT = "seamless-upgrade-pages.service"
 
 
 def make_runtime() -> None:

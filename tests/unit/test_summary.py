@@ -2,6 +2,7 @@
 """Tests of ``upgrade.restore.summary``: the report always fits its schema, and adds up."""
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any

@@ -71,6 +71,7 @@ def _parser() -> Parser:
     _verb(verbs, "abort", "stop a running upgrade before its jump and undo it")
     _verb(verbs, "execute", "carry out the request (called by the unit)")
     _verb(verbs, "frames", "bring the frames ranges online (called by the unit)")
+    _verb(verbs, "pages", "bring the restored containers' memory (called by the unit)")
     _verb(verbs, "recover", "undo what a killed run left (called by the unit)")
     _rehearse_options(_verb(verbs, "rehearse", "try an upgrade in a virtual machine"))
     return top
