@@ -27,6 +27,7 @@ PAGES_AT_ONCE = 1 << 17
 
 _GONE = (ProcessLookupError, FileNotFoundError, PagemapEnds)
 _PRIVATE = "p"
+_PAGE = np.uint64(PAGE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,10 @@ class Mapping:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Some pages of a mapping: their addresses, ascending, and their frames (0: swapped)."""
+    """Some pages of a mapping, as runs, and the frame of each page (0: swapped)."""
 
     mapping: Mapping
-    addresses: NDArray[np.uint64]
+    extents: calls.Extents
     pfns: Pfns
 
 
@@ -140,7 +141,7 @@ def places(pid: int, proc: Path = Path("/proc")) -> Iterator[Places]:
                 continue
             for rows in _pieces(populated(fd, mapping)):
                 found = pfns_of_runs(fd, ((int(row[0]), int(row[1]) // PAGE_BYTES) for row in rows))
-                yield Places(mapping, addresses(rows), found)
+                yield Places(mapping, rows, found)
     finally:
         os.close(fd)
 
@@ -210,10 +211,10 @@ def is_inside(pfns: Pfns, spans: Sequence[Range]) -> NDArray[np.bool_]:
 
 def addresses(extents: calls.Extents) -> NDArray[np.uint64]:
     """Return the address of every page of some runs."""
-    counts = extents[:, 1] // PAGE_BYTES
-    firsts = np.cumsum(counts) - counts
-    index = np.arange(int(counts.sum()), dtype=np.uint64)
-    return np.repeat(extents[:, 0] - firsts * np.uint64(PAGE_BYTES), counts) + index * np.uint64(PAGE_BYTES)
+    counts = (extents[:, 1] // PAGE_BYTES).astype(np.int64)
+    firsts = np.repeat(extents[:, 0] - (np.cumsum(counts) - counts).astype(np.uint64) * _PAGE, counts)
+    found: NDArray[np.uint64] = firsts + np.arange(len(firsts), dtype=np.uint64) * _PAGE
+    return found
 
 
 def extents(addresses: NDArray[np.uint64]) -> calls.Extents:
