@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: MIT
+"""Move pages of running processes into ranges of ZONE_MOVABLE memory.
+
+A page that is paged out and read again gets a new frame, and the kernel takes frames for such pages from ZONE_MOVABLE
+as long as there are any. So: in small steps, page out what lies elsewhere, and read it back at once. A process that
+touches such a page meanwhile waits for one copy from memory, some microseconds.
+
+Needs a swap device that is memory (see :mod:`memfs.swap`) and room in the ranges (see :mod:`memfs.room`).
+"""
+
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memfs import calls, residency
+from memfs.pagemap import PAGE_BYTES, PagemapEnds, Pfns, pfns_of_runs
+from memfs.ranges import Range
+from memfs.residency import Counts, addresses, extents, is_inside
+from memfs.residency import Mapping as Area
+
+STEP_BYTES = 4 << 20
+ROUNDS = 3
+
+# why a page was left where it was
+SHARED = "mapped by several processes"
+LOCKED = "locked in memory"
+HUGE = "huge page of hugetlbfs"
+NO_SWAP = "its control group may not swap"
+NO_ROOM = "no room in the range"
+LIMIT = "more than was to be moved"
+BUSY = "in use by the kernel or a device"
+
+# include/uapi/linux/kernel-page-flags.h
+_KPF_HUGE = 1 << 17
+_KPF_UNEVICTABLE = 1 << 18
+
+_GONE = (ProcessLookupError, FileNotFoundError, PagemapEnds)
+# so many steps one after another whose pages came back elsewhere: the range is full
+_FULL_AFTER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What gathering did, in pages, and what it cost."""
+
+    before: Counts
+    after: Counts
+    moved: int
+    left: Mapping[str, int]
+    """Why pages still lie outside, by reason."""
+    steps: int
+    longest_step_ns: int
+    """So long a page was away at the most."""
+    duration_ns: int
+    refaults: int
+    """How often the processes themselves wanted a page while it was away (major faults)."""
+
+
+def gather(
+    pids: Iterable[int],
+    spans: Sequence[Range],
+    *,
+    step_bytes: int = STEP_BYTES,
+    limit_bytes: int | None = None,
+    rounds: int = ROUNDS,
+    progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
+    swapless: Iterable[int] = (),
+    proc: Path = Path("/proc"),
+) -> Gathered:
+    """Move the pages of running processes that lie outside of ``spans`` into them.
+
+    Pages that lie there already are not touched; processes that end meanwhile are left out.
+
+    :param step_bytes: never more than this is paged out at a time
+    :param limit_bytes: stop when so much was moved
+    :param progress: called after each step
+    :param swapless: processes whose control group may not swap: they are left alone
+    :raises PagesHidden: without CAP_SYS_ADMIN
+    :raises PermissionError: without CAP_SYS_NICE and CAP_SYS_PTRACE
+    """
+    begun = time.monotonic_ns()
+    tasks, exempt = sorted(set(pids)), set(swapless)
+    before = residency.survey(tasks, spans, proc)
+    total_bytes = (before.total.outside + before.total.swapped + before.unmapped) * PAGE_BYTES
+    faults = _major_faults(tasks, proc)
+    mover = _Mover(spans, step_bytes // PAGE_BYTES, limit_bytes, lambda done: progress(done, total_bytes))
+    for _ in range(rounds):
+        moved = mover.moved
+        for pid in tasks:
+            if pid not in exempt:
+                mover.process(pid, proc)
+        if before.unmapped:
+            mover.objects([pid for pid in tasks if pid not in exempt], proc)
+        # the last percent is what cannot be moved, and what the processes allocate meanwhile
+        if mover.stopped or (mover.moved - moved) * PAGE_BYTES < total_bytes / 100:
+            break
+    refaults = sum(max(0, now - faults.get(pid, now)) for pid, now in _major_faults(tasks, proc).items())
+    after = residency.survey(tasks, spans, proc)
+    return Gathered(
+        before.total,
+        after.total,
+        mover.moved,
+        _reasons(tasks, exempt, spans, mover.stopped, proc),
+        mover.steps,
+        mover.longest_ns,
+        time.monotonic_ns() - begun,
+        refaults,
+    )
+
+
+@dataclass(slots=True)
+class _Mover:
+    """Moves pages step by step and keeps count."""
+
+    spans: Sequence[Range]
+    step_pages: int
+    limit_bytes: int | None
+    progress: Callable[[int], None]
+    moved: int = 0
+    steps: int = 0
+    longest_ns: int = 0
+    stopped: str | None = None
+    _missed: int = field(default=0)
+
+    def process(self, pid: int, proc: Path) -> None:
+        """Move the pages of a process."""
+        with ExitStack() as stack:
+            try:
+                pidfd = os.pidfd_open(pid)
+                stack.callback(os.close, pidfd)
+                pagemap = os.open(proc / str(pid) / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, pagemap)
+                for places in residency.places(pid, proc):
+                    wanted = addresses(places.extents)[~self._inside(places.pfns)]
+                    self._all(pid, pidfd, pagemap, wanted, places.mapping.shared)
+            except _GONE:
+                return
+
+    def objects(self, pids: Sequence[int], proc: Path) -> None:
+        """Move pages of shared memory that lie in no process's page tables: through a mapping of our own."""
+        seen = set()
+        for pid in pids:
+            try:
+                memory = residency.shared_memory(pid, proc)
+                areas = residency.mappings((proc / str(pid) / "maps").read_text())
+            except _GONE:
+                continue
+            for area in areas:
+                if area.shared and area.device in memory and (area.device, area.inode) not in seen:
+                    seen.add((area.device, area.inode))
+                    self._object(pid, area, proc)
+
+    def _object(self, pid: int, area: Area, proc: Path) -> None:
+        with ExitStack() as stack:
+            try:
+                name = f"{area.start:x}-{area.end:x}"
+                fd = os.open(proc / str(pid) / "map_files" / name, os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, fd)
+                pidfd = os.pidfd_open(os.getpid())
+                stack.callback(os.close, pidfd)
+                pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, pagemap)
+            except OSError:
+                return  # unmapped just now, or the process has ended
+            for start, length in _data(fd, self.step_pages * PAGE_BYTES):
+                with mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start) as window:
+                    view = np.frombuffer(window, np.uint8)
+                    base = int(view.ctypes.data)
+                    del view
+                    run = addresses(np.array([[base, length]], np.uint64))
+                    calls.touch(os.getpid(), run)
+                    pfns = pfns_of_runs(pagemap, [(base, len(run))])
+                    self._all(os.getpid(), pidfd, pagemap, run[~self._inside(pfns)], True)
+                if self.stopped:
+                    return
+
+    def _inside(self, pfns: Pfns) -> NDArray[np.bool_]:
+        inside: NDArray[np.bool_] = is_inside(pfns, self.spans) & (pfns != 0)
+        return inside
+
+    def _all(self, pid: int, pidfd: int, pagemap: int, wanted: NDArray[np.uint64], shared: bool) -> None:
+        for at in range(0, len(wanted), self.step_pages):
+            if self.stopped:
+                return
+            self._step(pid, pidfd, pagemap, wanted[at : at + self.step_pages], shared)
+
+    def _step(self, pid: int, pidfd: int, pagemap: int, pages: NDArray[np.uint64], shared: bool) -> None:
+        begun = time.monotonic_ns()
+        runs = extents(pages)
+        calls.process_madvise(pidfd, runs, calls.MADV_PAGEOUT)
+        away = _away(pagemap, pages, runs, shared)
+        calls.touch(pid, away)
+        took = time.monotonic_ns() - begun
+        landed = int(np.count_nonzero(self._inside(_pfns(pagemap, runs))))
+        self.steps += 1
+        self.moved += landed
+        self.longest_ns = max(self.longest_ns, took)
+        # a few pages say nothing: another processor may have had frames at hand
+        if len(away) >= min(64, self.step_pages):
+            self._missed = self._missed + 1 if landed < len(away) // 16 else 0
+        if self._missed >= _FULL_AFTER:
+            self.stopped = NO_ROOM
+        elif self.limit_bytes is not None and self.moved * PAGE_BYTES >= self.limit_bytes:
+            self.stopped = LIMIT
+        self.progress(self.moved * PAGE_BYTES)
+
+
+def _away(pagemap: int, pages: NDArray[np.uint64], runs: calls.Extents, shared: bool) -> NDArray[np.uint64]:
+    """Return which pages are paged out."""
+    if shared:
+        # the page tables do not tell a page of shared memory that is swapped from one that is not mapped
+        unmapped: NDArray[np.uint64] = pages[_pfns(pagemap, runs) == 0]
+        return unmapped
+    first, last = int(pages[0]), int(pages[-1]) + PAGE_BYTES
+    # not those that the process has given back meanwhile: to read them would make new ones
+    swapped = calls.pagemap_scan(pagemap, first, last, any_of=calls.PAGE_IS_SWAPPED)
+    if not len(swapped):
+        return pages[:0]
+    row = np.searchsorted(swapped[:, 0], pages, side="right") - 1
+    found: NDArray[np.uint64] = pages[(row >= 0) & (pages < swapped[row, 1])]
+    return found
+
+
+def _pfns(pagemap: int, runs: calls.Extents) -> Pfns:
+    return pfns_of_runs(pagemap, ((start, length // PAGE_BYTES) for start, length in runs.tolist()))
+
+
+def _data(fd: int, most_bytes: int) -> Iterable[tuple[int, int]]:
+    """Yield offset and length of what a file of shared memory has, in pieces; to read a hole would fill it."""
+    at, end = 0, os.fstat(fd).st_size
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+            hole = os.lseek(fd, at, os.SEEK_HOLE)
+        except OSError:
+            return  # nothing but a hole is left
+        at, hole = at // PAGE_BYTES * PAGE_BYTES, min(hole, end)
+        while at < hole:
+            length = min(most_bytes, hole - at)
+            yield at, length
+            at += length
+        at = -(-at // PAGE_BYTES) * PAGE_BYTES
+
+
+def _major_faults(pids: Iterable[int], proc: Path) -> dict[int, int]:
+    found = {}
+    for pid in pids:
+        try:
+            text = (proc / str(pid) / "stat").read_text()
+        except OSError:
+            continue
+        # proc_pid_stat(5): majflt is field 12, state, the first behind the command's name, is field 3
+        found[pid] = int(text.rpartition(")")[2].split()[9])
+    return found
+
+
+def _reasons(
+    pids: Iterable[int], swapless: set[int], spans: Sequence[Range], stopped: str | None, proc: Path
+) -> dict[str, int]:
+    """Return why pages lie outside; a frame of several processes counts once."""
+    found: dict[str, int] = {}
+    seen = np.zeros(0, np.uint64)
+    for pid in pids:
+        frames = [np.zeros(0, np.uint64)]
+        try:
+            for places in residency.places(pid, proc):
+                frames.append(places.pfns[~is_inside(places.pfns, spans) & (places.pfns != 0)])
+        except _GONE:
+            continue
+        outside = np.setdiff1d(np.concatenate(frames), seen)
+        seen = np.union1d(seen, outside)
+        flags = _of_frames(proc / "kpageflags", outside)
+        count = _of_frames(proc / "kpagecount", outside)
+        huge = flags & np.uint64(_KPF_HUGE) != 0
+        locked = ~huge & (flags & np.uint64(_KPF_UNEVICTABLE) != 0)
+        shared = ~huge & ~locked & (count > 1)
+        for reason, which in (
+            (HUGE, huge),
+            (LOCKED, locked),
+            (SHARED, shared),
+            (NO_SWAP if pid in swapless else stopped or BUSY, ~(huge | locked | shared)),
+        ):
+            if which.any():
+                found[reason] = found.get(reason, 0) + int(np.count_nonzero(which))
+    return found
+
+
+def _of_frames(file: Path, pfns: Pfns) -> NDArray[np.uint64]:
+    """Return what ``/proc/kpageflags`` or ``/proc/kpagecount`` say of some frames, ascending; 8 bytes each."""
+    found = np.zeros(len(pfns), np.uint64)
+    if not len(pfns):
+        return found
+    with file.open("rb", buffering=0) as f:
+        group = pfns // np.uint64(512)
+        for number in np.unique(group).tolist():
+            f.seek(number * 4096)
+            some = np.frombuffer(f.read(4096), np.uint64)
+            first, last = np.searchsorted(group, [number, number + 1])
+            found[first:last] = some[(pfns[first:last] % np.uint64(512)).astype(np.int64)]
+    return found
