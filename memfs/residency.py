@@ -6,6 +6,7 @@ Counted is what a dump would take along: the anonymous pages of private mappings
 of zeroes, the few pages of the vDSO.
 """
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -185,7 +186,13 @@ def shared_memory(pid: int, proc: Path = Path("/proc")) -> set[tuple[int, int]]:
     finally:
         os.close(fd)
     found = {(os.major(own), os.minor(own))}
-    for line in (proc / str(pid) / "mountinfo").read_text().splitlines():
+    try:
+        mounts = (proc / str(pid) / "mountinfo").read_text()
+    except OSError as e:
+        if e.errno == errno.EINVAL:  # it has ended and waits for its parent
+            raise ProcessLookupError(e.errno, f"process {pid} has ended") from e
+        raise
+    for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
         if right.startswith("tmpfs "):
             major, _, minor = left.split()[2].partition(":")
@@ -203,9 +210,13 @@ def bitmap(spans: Sequence[Range], frames: int) -> Frames:
 
 def is_inside(pfns: Pfns, spans: Sequence[Range]) -> NDArray[np.bool_]:
     """Tell of each frame whether it lies in the ranges."""
-    found = np.zeros(len(pfns), bool)
-    for span in spans:
-        found |= (pfns >= -(-span.start_bytes // PAGE_BYTES)) & (pfns < span.end_bytes // PAGE_BYTES)
+    edges = [(-(-span.start_bytes // PAGE_BYTES), span.end_bytes // PAGE_BYTES) for span in spans]
+    starts = np.array(sorted(start for start, end in edges if start < end), np.uint64)
+    ends = np.array(sorted(end for start, end in edges if start < end), np.uint64)
+    # more ranges have begun than ended
+    found: NDArray[np.bool_] = np.searchsorted(starts, pfns, side="right") > np.searchsorted(
+        ends, pfns, side="right"
+    )
     return found
 
 
