@@ -11,7 +11,7 @@ Needs a swap device that is memory (see :mod:`memfs.swap`) and room in the range
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from memfs import calls, residency
 from memfs.pagemap import PAGE_BYTES, PagemapEnds, Pfns, pfns_of_runs
 from memfs.ranges import Range
-from memfs.residency import Counts, addresses, extents, is_inside
+from memfs.residency import Counts, addresses, extents, inside
 from memfs.residency import Mapping as Area
 
 STEP_BYTES = 4 << 20
@@ -90,7 +90,9 @@ def gather(
     before = residency.survey(tasks, spans, proc)
     total_bytes = (before.total.outside + before.total.swapped + before.unmapped) * PAGE_BYTES
     faults = _major_faults(tasks, proc)
-    mover = _Mover(spans, step_bytes // PAGE_BYTES, limit_bytes, lambda done: progress(done, total_bytes))
+    mover = _Mover(
+        inside(spans), step_bytes // PAGE_BYTES, limit_bytes, lambda done: progress(done, total_bytes)
+    )
     for _ in range(rounds):
         moved = mover.moved
         for pid in tasks:
@@ -119,7 +121,7 @@ def gather(
 class _Mover:
     """Moves pages step by step and keeps count."""
 
-    spans: Sequence[Range]
+    here: Callable[[Pfns], NDArray[np.bool_]]
     step_pages: int
     limit_bytes: int | None
     progress: Callable[[int], None]
@@ -137,9 +139,9 @@ class _Mover:
                 stack.callback(os.close, pidfd)
                 pagemap = os.open(proc / str(pid) / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
                 stack.callback(os.close, pagemap)
-                for places in residency.places(pid, proc):
-                    wanted = addresses(places.extents)[~self._inside(places.pfns)]
-                    self._all(pid, pidfd, pagemap, wanted, places.mapping.shared)
+                for shared in (False, True):
+                    for wanted in self._wanted(pid, shared, proc):
+                        self._step(pid, pidfd, pagemap, wanted, shared)
             except _GONE:
                 return
 
@@ -177,19 +179,29 @@ class _Mover:
                     run = addresses(np.array([[base, length]], np.uint64))
                     calls.touch(os.getpid(), run)
                     pfns = pfns_of_runs(pagemap, [(base, len(run))])
-                    self._all(os.getpid(), pidfd, pagemap, run[~self._inside(pfns)], True)
+                    outside = run[~self._inside(pfns)]
+                    if len(outside):
+                        self._step(os.getpid(), pidfd, pagemap, outside, True)
                 if self.stopped:
                     return
 
     def _inside(self, pfns: Pfns) -> NDArray[np.bool_]:
-        inside: NDArray[np.bool_] = is_inside(pfns, self.spans) & (pfns != 0)
+        inside: NDArray[np.bool_] = self.here(pfns) & (pfns != 0)
         return inside
 
-    def _all(self, pid: int, pidfd: int, pagemap: int, wanted: NDArray[np.uint64], shared: bool) -> None:
-        for at in range(0, len(wanted), self.step_pages):
+    def _wanted(self, pid: int, shared: bool, proc: Path) -> Iterator[NDArray[np.uint64]]:
+        """Yield the pages of a process that lie outside, a step at a time: programs have hundreds of mappings."""
+        some = np.zeros(0, np.uint64)
+        for places in residency.places(pid, proc):
+            if places.mapping.shared == shared:
+                some = np.concatenate([some, addresses(places.extents)[~self._inside(places.pfns)]])
+                while len(some) >= self.step_pages and not self.stopped:
+                    yield some[: self.step_pages]
+                    some = some[self.step_pages :]
             if self.stopped:
                 return
-            self._step(pid, pidfd, pagemap, wanted[at : at + self.step_pages], shared)
+        if len(some):
+            yield some
 
     def _step(self, pid: int, pidfd: int, pagemap: int, pages: NDArray[np.uint64], shared: bool) -> None:
         begun = time.monotonic_ns()
@@ -266,12 +278,13 @@ def _reasons(
 ) -> dict[str, int]:
     """Return why pages lie outside; a frame of several processes counts once."""
     found: dict[str, int] = {}
+    here = inside(spans)
     seen = np.zeros(0, np.uint64)
     for pid in pids:
         frames = [np.zeros(0, np.uint64)]
         try:
             for places in residency.places(pid, proc):
-                frames.append(places.pfns[~is_inside(places.pfns, spans) & (places.pfns != 0)])
+                frames.append(places.pfns[~here(places.pfns) & (places.pfns != 0)])
         except _GONE:
             continue
         outside = np.setdiff1d(np.concatenate(frames), seen)

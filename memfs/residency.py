@@ -8,7 +8,7 @@ of zeroes, the few pages of the vDSO.
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -93,7 +93,7 @@ def survey(pids: Iterable[int], spans: Sequence[Range], proc: Path = Path("/proc
 
     :raises PagesHidden: without CAP_SYS_ADMIN
     """
-    inside = np.zeros(0, bool)
+    here = np.zeros(0, bool)
     frames = np.zeros(0, bool)
     by_pid: dict[int, Counts] = {}
     objects: dict[tuple[tuple[int, int], int], int] = {}
@@ -106,11 +106,11 @@ def survey(pids: Iterable[int], spans: Sequence[Range], proc: Path = Path("/proc
                 top = int(present.max()) + 1 if len(present) else 0
                 if top > len(frames):
                     frames, object_frames = _grown(frames, top), _grown(object_frames, top)
-                    inside = bitmap(spans, len(frames))
+                    here = bitmap(spans, len(frames))
                 frames[present] = True
                 if each.mapping.shared:
                     object_frames[present] = True
-                within = int(np.count_nonzero(inside[present]))
+                within = int(np.count_nonzero(here[present]))
                 counts = Counts(
                     counts.in_place + within,
                     counts.outside + len(present) - within,
@@ -120,7 +120,7 @@ def survey(pids: Iterable[int], spans: Sequence[Range], proc: Path = Path("/proc
             objects |= _objects(pid, proc)
         except _GONE:
             continue
-    within = int(np.count_nonzero(frames & inside))
+    within = int(np.count_nonzero(frames & here))
     swapped = sum(counts.swapped for counts in by_pid.values())
     total = Counts(within, int(np.count_nonzero(frames)) - within, swapped)
     unmapped = max(0, sum(objects.values()) - int(np.count_nonzero(object_frames)))
@@ -208,16 +208,19 @@ def bitmap(spans: Sequence[Range], frames: int) -> Frames:
     return found
 
 
-def is_inside(pfns: Pfns, spans: Sequence[Range]) -> NDArray[np.bool_]:
-    """Tell of each frame whether it lies in the ranges."""
+def inside(spans: Sequence[Range]) -> Callable[[Pfns], NDArray[np.bool_]]:
+    """Return a function that tells of each frame whether it lies in the ranges."""
     edges = [(-(-span.start_bytes // PAGE_BYTES), span.end_bytes // PAGE_BYTES) for span in spans]
     starts = np.array(sorted(start for start, end in edges if start < end), np.uint64)
     ends = np.array(sorted(end for start, end in edges if start < end), np.uint64)
-    # more ranges have begun than ended
-    found: NDArray[np.bool_] = np.searchsorted(starts, pfns, side="right") > np.searchsorted(
-        ends, pfns, side="right"
-    )
-    return found
+
+    def tell(pfns: Pfns) -> NDArray[np.bool_]:
+        # more ranges have begun than ended
+        begun, ended = (np.searchsorted(each, pfns, side="right") for each in (starts, ends))
+        found: NDArray[np.bool_] = begun > ended
+        return found
+
+    return tell
 
 
 def addresses(extents: calls.Extents) -> NDArray[np.uint64]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from memfs import residency
 from memfs.pagemap import PAGE_BYTES
 from memfs.ranges import Range
-from memfs.residency import Counts, Mapping, addresses, bitmap, extents, is_inside, mappings, survey
+from memfs.residency import Counts, Mapping, addresses, bitmap, extents, inside, mappings, survey
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_SYS_ADMIN")
 EVERYTHING = [Range(0, 1 << 52)]
@@ -46,13 +46,13 @@ def test_runs_of_pages_and_their_addresses_are_the_same(pages: set[int]) -> None
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), max_size=4), st.integers(1, PAGE_BYTES))
-def test_a_frame_is_inside_only_as_a_whole(spans: list[tuple[int, int]], shift: int) -> None:
+def test_a_frame_inside_only_as_a_whole(spans: list[tuple[int, int]], shift: int) -> None:
     ranges = [Range(start * PAGE_BYTES + shift - 1, size * PAGE_BYTES) for start, size in spans]
     expected = [
         any(r.start_bytes <= pfn * PAGE_BYTES and (pfn + 1) * PAGE_BYTES <= r.end_bytes for r in ranges)
         for pfn in range(64)
     ]
-    assert is_inside(np.arange(64, dtype=np.uint64), ranges).tolist() == expected
+    assert inside(ranges)(np.arange(64, dtype=np.uint64)).tolist() == expected
     assert bitmap(ranges, 64).tolist() == expected
 
 
