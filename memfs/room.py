@@ -2,14 +2,14 @@
 """Room in a range that the kernel uses as ordinary memory (ZONE_MOVABLE).
 
 After some days of uptime such a range is full of page cache. A memory block that is taken offline and online again
-is empty: the kernel has moved what lay in it elsewhere, where it takes the place of the oldest cache. So nothing is
-dropped that is in use, and nothing at all outside the range as long as there is free memory; dropping the whole
-host's cache is the second way.
+is empty: the kernel has moved what lay in it elsewhere, where it takes the place of the oldest cache. All blocks are
+offline before the first comes back, or each would be filled with what the next one had. Dropping the whole host's
+cache is the second way.
 """
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,40 +83,39 @@ def free_bytes(blocks: Sequence[Block]) -> int:
     return sum(block.free for block in blocks) * PAGE_BYTES
 
 
-def make(
-    spans: Sequence[Range],
-    needed_bytes: int,
-    ours: Frames,
-    root: Path = Path("/"),
-    offline: Callable[[Block], bool] | None = None,
-) -> Room:
+def make(spans: Sequence[Range], needed_bytes: int, ours: Frames, root: Path = Path("/")) -> Room:
     """Make room in ranges, for ``needed_bytes`` and some to spare; do no more than is needed.
 
-    Takes about 0.1 s a memory block. While it runs a block may be offline: :func:`restore` undoes that.
+    While it runs memory blocks are offline: :func:`restore` undoes that.
 
     :param ours: the frames that should stay where they are; a block with many of them comes last
     """
     begun = time.monotonic_ns()
-    offline = offline or _offline
     before = blocks(spans, ours, root)
+    free_before = free_bytes(before)
     needed = needed_bytes + int(SPARE * sum(block.span.size_bytes for block in before))
-    free = free_before = free_bytes(before)
-    emptied = refused = 0
-    for block in sorted(before, key=lambda block: block.ours - block.others):
-        # what is moved out of one block must not fill the next: only blocks that others have taken
-        if free >= needed or block.others <= block.ours:
-            break
-        if offline(block):
-            emptied += 1
-            free = free_bytes(blocks(spans, ours, root))
-        else:
-            refused += 1
-    dropped = False
-    if free < needed and any(block.others for block in before):
+    emptied: list[Block] = []
+    refused = 0
+    try:
+        free = free_before
+        for block in sorted(before, key=lambda block: block.ours - block.others):
+            # what is moved out of a block and belongs here must find a place again
+            if free >= needed or block.others <= block.ours:
+                break
+            if offline(block):
+                emptied.append(block)
+                free += block.others * PAGE_BYTES
+            else:
+                refused += 1
+    finally:
+        for block in emptied:
+            online(block.path)
+    free = free_bytes(blocks(spans, ours, root))
+    dropped = free < needed and any(block.others for block in before)
+    if dropped:
         (root / "proc/sys/vm/drop_caches").write_text("1")
-        dropped = True
         free = free_bytes(blocks(spans, ours, root))
-    return Room(free_before, free, emptied, refused, dropped, time.monotonic_ns() - begun)
+    return Room(free_before, free, len(emptied), refused, dropped, time.monotonic_ns() - begun)
 
 
 def restore(spans: Sequence[Range], root: Path = Path("/")) -> None:
@@ -125,24 +124,24 @@ def restore(spans: Sequence[Range], root: Path = Path("/")) -> None:
     for span in spans:
         for number in range(-(-span.start_bytes // size), span.end_bytes // size):
             path = root / BLOCKS / f"memory{number}"
-            if _read(path / "state") == "offline":
-                (path / "state").write_text("online_movable")
+            online(path)
 
 
-def _offline(block: Block) -> bool:
-    """Empty a block; False if the kernel could not, it is then as it was."""
-    # the kernel tries until it is done or a signal comes: from a process of its own, that can be killed
+def online(path: Path) -> None:
+    """Bring a memory block online as movable memory if it is not; nothing happens if there is no such block."""
+    if _read(path / "state") == "offline":
+        (path / "state").write_text("online_movable")
+
+
+def offline(block: Block) -> bool:
+    """Take a block offline, which empties it; False if the kernel could not, it is then as it was."""
+    # the kernel tries until it is done or a signal comes: in a process of its own, that can be killed
     command = ["sh", "-c", 'echo offline > "$0/state"', str(block.path)]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=OFFLINE_S
-        ).returncode
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=OFFLINE_S)
     except subprocess.TimeoutExpired:
-        done = 1
-    finally:
-        if _read(block.path / "state") == "offline":
-            (block.path / "state").write_text("online_movable")
-    return done == 0
+        return _read(block.path / "state") == "offline"
+    return done.returncode == 0
 
 
 def _read(file: Path) -> str:

@@ -87,8 +87,9 @@ def test_pages_move_and_keep_their_contents(device: Path, other_frames: None) ->
         assert child.go() == before
     assert done.before.in_place == 0
     assert done.before.outside >= 16 * MIB_PAGES
-    assert done.moved > 12 * MIB_PAGES
-    assert done.after.in_place > 12 * MIB_PAGES
+    # some come back in a frame that another page has left just now
+    assert done.moved > 4 * MIB_PAGES
+    assert done.after.in_place > 4 * MIB_PAGES
     assert done.after.swapped == 0
     assert sum(done.left.values()) == done.after.outside
     # the interpreter's own pages are shared with its parent
@@ -150,9 +151,9 @@ def test_untouched_shared_memory_moves_through_a_mapping_of_our_own(device: Path
     os.truncate(hollow, 64 << 20)
     os.pwrite(hollow, b"x" * (1 << 20), 32 << 20)
     with Child(lambda: (mmap.mmap(fd, 0), mmap.mmap(hollow, 0))) as child:
+        already = residency.survey([child.pid], []).unmapped
         child.go()
-        found = residency.survey([child.pid], [])
-        assert found.unmapped >= 65 * MIB_PAGES
+        assert residency.survey([child.pid], []).unmapped >= already + 64 * MIB_PAGES
         done = gather.gather([child.pid], [Range(END, PAGE_BYTES)], step_bytes=STEP)
         assert done.steps
         with mmap.mmap(fd, 0) as view:
@@ -191,8 +192,8 @@ def test_a_full_range_ends_it(device: Path) -> None:
 def test_no_more_is_moved_than_wanted(device: Path, other_frames: None) -> None:
     with Child(lambda: private(16)) as child:
         child.go()
-        done = gather.gather([child.pid], elsewhere(child.pid), step_bytes=STEP, limit_bytes=4 << 20)
-    assert 4 * MIB_PAGES <= done.moved <= 5 * MIB_PAGES
+        done = gather.gather([child.pid], elsewhere(child.pid), step_bytes=STEP, limit_bytes=STEP)
+    assert MIB_PAGES <= done.moved < 2 * MIB_PAGES
     assert done.left[gather.LIMIT] >= 8 * MIB_PAGES
 
 
@@ -300,22 +301,32 @@ def memory(root: Path, *free: int, zones: str = "Movable") -> list[Range]:
 
 
 class Blocks:
-    """Stands for the kernel: empties a block, or refuses."""
+    """Stands for the kernel: a block that comes back online is empty; some cannot be taken offline."""
 
-    def __init__(self, root: Path, *refused: str) -> None:
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *refused: str) -> None:
         self.file = root / "proc/kpageflags"
         self.refused = refused
-        self.asked: list[str] = []
+        self.calls: list[str] = []
+        self._online = room.online
+        monkeypatch.setattr(room, "offline", self.offline)
+        monkeypatch.setattr(room, "online", self.online)
 
-    def __call__(self, block: Block) -> bool:
-        self.asked.append(block.path.name)
+    def offline(self, block: Block) -> bool:
+        self.calls.append(f"-{block.path.name}")
         if block.path.name in self.refused:
             return False
+        (block.path / "state").write_text("offline\n")
+        return True
+
+    def online(self, path: Path) -> None:
+        self.calls.append(f"+{path.name}")
+        self._online(path)
+        assert (path / "state").read_text() == "online_movable"
+        (path / "state").write_text("online\n")
         flags = np.fromfile(self.file, np.uint64)
-        first = block.span.start_bytes // PAGE_BYTES
+        first = int(path.name.removeprefix("memory")) * BLOCK_PAGES
         flags[first : first + BLOCK_PAGES] = 1 << 10
         flags.tofile(self.file)
-        return True
 
 
 def ours(*pages: int) -> residency.Frames:
@@ -340,34 +351,65 @@ def test_ordinary_memory_is_no_room(tmp_path: Path) -> None:
     assert room.blocks(memory(tmp_path, 100, zones="Normal"), ours(0), tmp_path) == []
 
 
-def test_only_as_many_blocks_are_emptied_as_needed(tmp_path: Path) -> None:
+def test_only_as_many_blocks_are_emptied_as_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spans = memory(tmp_path, 0, 0, 0, 0)
-    kernel = Blocks(tmp_path)
-    made = room.make(spans, BLOCK + 1, ours(BLOCK_PAGES, BLOCK_PAGES // 3, 5, 0), tmp_path, kernel)
-    assert kernel.asked == ["memory4", "memory3"]
+    kernel = Blocks(tmp_path, monkeypatch)
+    made = room.make(spans, BLOCK + 1, ours(BLOCK_PAGES, BLOCK_PAGES // 3, 5, 0), tmp_path)
+    # both are offline before the first comes back
+    assert kernel.calls == ["-memory4", "-memory3", "+memory4", "+memory3"]
     assert (made.free_before, made.free_after) == (0, 2 * BLOCK)
     assert (made.emptied, made.refused, made.dropped_cache) == (2, 0, False)
 
 
-def test_blocks_full_of_containers_are_not_emptied(tmp_path: Path) -> None:
+def test_blocks_full_of_containers_are_not_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spans = memory(tmp_path, 0, 0)
-    kernel = Blocks(tmp_path)
-    made = room.make(spans, BLOCK, ours(BLOCK_PAGES, BLOCK_PAGES), tmp_path, kernel)
-    assert kernel.asked == []
+    kernel = Blocks(tmp_path, monkeypatch)
+    made = room.make(spans, BLOCK, ours(BLOCK_PAGES, BLOCK_PAGES), tmp_path)
+    assert kernel.calls == []
     assert not made.dropped_cache  # there is none
 
 
-def test_the_cache_is_dropped_if_blocks_cannot_be_emptied(tmp_path: Path) -> None:
+def test_the_cache_is_dropped_if_blocks_cannot_be_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spans = memory(tmp_path, 0, 0)
-    made = room.make(spans, BLOCK, ours(0, 0), tmp_path, Blocks(tmp_path, "memory1", "memory2"))
+    Blocks(tmp_path, monkeypatch, "memory1", "memory2")
+    made = room.make(spans, BLOCK, ours(0, 0), tmp_path)
     assert (made.emptied, made.refused, made.dropped_cache) == (0, 2, True)
     assert (tmp_path / "proc/sys/vm/drop_caches").read_text() == "1"
 
 
-def test_nothing_is_done_if_there_is_room(tmp_path: Path) -> None:
-    spans = memory(tmp_path, BLOCK_PAGES)
-    made = room.make(spans, BLOCK // 2, ours(0), tmp_path, Blocks(tmp_path))
+def test_blocks_come_back_if_it_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = memory(tmp_path, 0, 0)
+    kernel = Blocks(tmp_path, monkeypatch)
+
+    def interrupted(block: Block) -> bool:
+        if kernel.calls:
+            raise KeyboardInterrupt
+        return kernel.offline(block)
+
+    monkeypatch.setattr(room, "offline", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        room.make(spans, 2 * BLOCK, ours(0, 0), tmp_path)
+    assert kernel.calls == ["-memory1", "+memory1"]
+
+
+def test_nothing_is_done_if_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Blocks(tmp_path, monkeypatch)
+    made = room.make(memory(tmp_path, BLOCK_PAGES), BLOCK // 2, ours(0), tmp_path)
+    assert kernel.calls == []
     assert (made.emptied, made.dropped_cache, made.free_after) == (0, False, BLOCK)
+
+
+def test_a_block_is_asked_to_go_offline(tmp_path: Path) -> None:
+    memory(tmp_path, 0)
+    path = tmp_path / room.BLOCKS / "memory1"
+    block = Block(path, Range(BLOCK, BLOCK), 0, 0)
+    assert room.offline(block)
+    assert (path / "state").read_text() == "offline\n"
+    (path / "state").unlink()
+    (path / "state").mkdir()
+    assert not room.offline(block)
 
 
 def test_blocks_of_a_killed_run_come_online_again(tmp_path: Path) -> None:

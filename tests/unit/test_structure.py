@@ -18,7 +18,14 @@ HEAVY = ("pyroute2", "psutil", "jinja2", "elftools", "numpy", "argparse", "pycri
 # Measured with Python 3.11: 129 modules beyond those that a bare interpreter has.
 MOST_MODULES = 135
 
-STARTS_PROCESSES = ("upgrade/process.py", "upgrade/criu.py", "memfs/store.py", "upgrade/rehearse/")
+STARTS_PROCESSES = (
+    "upgrade/process.py",
+    "upgrade/criu.py",
+    "memfs/room.py",
+    "memfs/store.py",
+    "memfs/swap.py",
+    "upgrade/rehearse/",
+)
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
