@@ -41,6 +41,8 @@ BUSY = "in use by the kernel or a device"
 _KPF_HUGE = 1 << 17
 _KPF_UNEVICTABLE = 1 << 18
 
+_HUGE_BYTES = 2 << 20
+
 _GONE = (ProcessLookupError, FileNotFoundError, PagemapEnds)
 # so many steps one after another whose pages came back elsewhere: the range is full
 _FULL_AFTER = 4
@@ -103,6 +105,8 @@ def gather(
         # the last percent is what cannot be moved, and what the processes allocate meanwhile
         if mover.stopped or (mover.moved - moved) * PAGE_BYTES < total_bytes / 100:
             break
+    for pid in tasks:
+        mover.collapse(pid, proc)
     refaults = sum(max(0, now - faults.get(pid, now)) for pid, now in _major_faults(tasks, proc).items())
     after = residency.survey(tasks, spans, proc)
     return Gathered(
@@ -144,6 +148,43 @@ class _Mover:
                         self._step(pid, pidfd, pagemap, wanted, shared)
             except _GONE:
                 return
+
+    def collapse(self, pid: int, proc: Path) -> None:
+        """Move shared memory that several processes map: the kernel copies it into huge pages, for all of them.
+
+        Only what is complete: holes would be filled.
+        """
+        with ExitStack() as stack:
+            try:
+                pidfd = os.pidfd_open(pid)
+                stack.callback(os.close, pidfd)
+                pagemap = os.open(proc / str(pid) / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, pagemap)
+                for places in residency.places(pid, proc):
+                    if places.mapping.shared:
+                        for start in self._huge(places):
+                            if self.stopped:
+                                return
+                            self._collapse(pidfd, pagemap, start)
+            except _GONE:
+                return
+
+    def _huge(self, places: residency.Places) -> list[int]:
+        """Return the addresses of huge pages that are all there, and not all inside."""
+        huge = addresses(places.extents) // np.uint64(_HUGE_BYTES)
+        numbers, counts = np.unique(huge, return_counts=True)
+        whole = numbers[counts == _HUGE_BYTES // PAGE_BYTES]
+        found = np.intersect1d(whole, huge[~self._inside(places.pfns)])
+        return [number * _HUGE_BYTES for number in found.tolist()]
+
+    def _collapse(self, pidfd: int, pagemap: int, start: int) -> None:
+        run = np.array([[start, _HUGE_BYTES]], np.uint64)
+        before = int(np.count_nonzero(self._inside(_pfns(pagemap, run))))
+        begun = time.monotonic_ns()
+        refused = calls.process_madvise(pidfd, run, calls.MADV_COLLAPSE)
+        took = time.monotonic_ns() - begun
+        landed = int(np.count_nonzero(self._inside(_pfns(pagemap, run)))) - before
+        self._count(_HUGE_BYTES // PAGE_BYTES if not refused else 0, landed, took)
 
     def objects(self, pids: Sequence[int], proc: Path) -> None:
         """Move pages of shared memory that lie in no process's page tables: through a mapping of our own."""
@@ -211,12 +252,15 @@ class _Mover:
         calls.touch(pid, away)
         took = time.monotonic_ns() - begun
         landed = int(np.count_nonzero(self._inside(_pfns(pagemap, runs))))
+        self._count(len(away), landed, took)
+
+    def _count(self, away: int, landed: int, took_ns: int) -> None:
         self.steps += 1
         self.moved += landed
-        self.longest_ns = max(self.longest_ns, took)
+        self.longest_ns = max(self.longest_ns, took_ns)
         # a few pages say nothing: another processor may have had frames at hand
-        if len(away) >= min(64, self.step_pages):
-            self._missed = self._missed + 1 if landed < len(away) // 16 else 0
+        if away >= min(64, self.step_pages):
+            self._missed = self._missed + 1 if landed < away // 16 else 0
         if self._missed >= _FULL_AFTER:
             self.stopped = NO_ROOM
         elif self.limit_bytes is not None and self.moved * PAGE_BYTES >= self.limit_bytes:

@@ -120,7 +120,9 @@ def frames(area: mmap.mmap) -> pagemap.Pfns:
 
 
 @CAN_SWAP
-def test_shared_memory_of_one_process_moves_that_of_two_does_not(device: Path, other_frames: None) -> None:
+def test_shared_memory_of_one_process_moves_by_swap_that_of_two_in_huge_pages(
+    device: Path, other_frames: None
+) -> None:
     alone, both = shared(4), shared(4)
     sums = digest(alone), digest(both)
     before = frames(alone), frames(both)
@@ -134,8 +136,13 @@ def test_shared_memory_of_one_process_moves_that_of_two_does_not(device: Path, o
         after = frames(alone), frames(both)
     assert (digest(alone), digest(both)) == sums
     assert len(pagemap.changed(before[0], after[0])) > 2 * MIB_PAGES
-    assert len(pagemap.changed(before[1], after[1])) == 0
-    assert done.left[gather.SHARED] >= 4 * MIB_PAGES
+    moved = len(pagemap.changed(before[1], after[1]))
+    assert moved in (
+        0,
+        2 * MIB_PAGES,
+        4 * MIB_PAGES,
+    )  # if its address is that of huge pages, and if there are any
+    assert done.left[gather.SHARED] >= 4 * MIB_PAGES - moved
 
 
 @CAN_SWAP
@@ -220,7 +227,8 @@ def test_without_swap_nothing_moves() -> None:
     with Child(lambda: private(2)) as child:
         child.go()
         done = gather.gather([child.pid], elsewhere(child.pid))
-    assert done.moved == 0
+    # not ``moved``: pages of zeroes in a huge page that the kernel splits become the shared page of zeroes
+    assert done.after.in_place == 0
     assert done.left[gather.BUSY] >= 2 * MIB_PAGES
 
 
