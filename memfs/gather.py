@@ -5,6 +5,9 @@ A page that is paged out and read again gets a new frame, and the kernel takes f
 as long as there are any. So: in small steps, page out what lies elsewhere, and read it back at once. A process that
 touches such a page meanwhile waits for one copy from memory, some microseconds.
 
+Shared memory that several processes have in their page tables the kernel does not page out at request; it is copied
+into huge pages instead, where it can be. What fork(2) shares stays where it is.
+
 Needs a swap device that is memory (see :mod:`memfs.swap`) and room in the ranges (see :mod:`memfs.room`).
 """
 
@@ -19,31 +22,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from memfs import calls, residency
-from memfs.pagemap import PAGE_BYTES, PagemapEnds, Pfns, pfns_of_runs
+from memfs import calls, residency, stragglers
+from memfs.pagemap import PAGE_BYTES, Pfns, pfns_of_runs
 from memfs.ranges import Range
-from memfs.residency import Counts, addresses, extents, inside
+from memfs.residency import GONE, Counts, addresses, extents, inside
 from memfs.residency import Mapping as Area
 
 STEP_BYTES = 4 << 20
 ROUNDS = 3
 
-# why a page was left where it was
-SHARED = "mapped by several processes"
-LOCKED = "locked in memory"
-HUGE = "huge page of hugetlbfs"
-NO_SWAP = "its control group may not swap"
-NO_ROOM = "no room in the range"
-LIMIT = "more than was to be moved"
-BUSY = "in use by the kernel or a device"
-
-# include/uapi/linux/kernel-page-flags.h
-_KPF_HUGE = 1 << 17
-_KPF_UNEVICTABLE = 1 << 18
-
 _HUGE_BYTES = 2 << 20
 
-_GONE = (ProcessLookupError, FileNotFoundError, PagemapEnds)
 # so many steps one after another whose pages came back elsewhere: the range is full
 _FULL_AFTER = 4
 
@@ -55,6 +44,7 @@ class Gathered:
     before: Counts
     after: Counts
     moved: int
+    """More than the difference if pages moved that no process has mapped."""
     left: Mapping[str, int]
     """Why pages still lie outside, by reason."""
     steps: int
@@ -113,7 +103,7 @@ def gather(
         before.total,
         after.total,
         mover.moved,
-        _reasons(tasks, exempt, spans, mover.stopped, proc),
+        stragglers.reasons(tasks, spans, mover.stopped, exempt, proc),
         mover.steps,
         mover.longest_ns,
         time.monotonic_ns() - begun,
@@ -146,7 +136,7 @@ class _Mover:
                 for shared in (False, True):
                     for wanted in self._wanted(pid, shared, proc):
                         self._step(pid, pidfd, pagemap, wanted, shared)
-            except _GONE:
+            except GONE:
                 return
 
     def collapse(self, pid: int, proc: Path) -> None:
@@ -166,7 +156,7 @@ class _Mover:
                             if self.stopped:
                                 return
                             self._collapse(pidfd, pagemap, start)
-            except _GONE:
+            except GONE:
                 return
 
     def _huge(self, places: residency.Places) -> list[int]:
@@ -193,7 +183,7 @@ class _Mover:
             try:
                 memory = residency.shared_memory(pid, proc)
                 areas = residency.mappings((proc / str(pid) / "maps").read_text())
-            except _GONE:
+            except GONE:
                 continue
             for area in areas:
                 if area.shared and area.device in memory and (area.device, area.inode) not in seen:
@@ -262,9 +252,9 @@ class _Mover:
         if away >= min(64, self.step_pages):
             self._missed = self._missed + 1 if landed < away // 16 else 0
         if self._missed >= _FULL_AFTER:
-            self.stopped = NO_ROOM
+            self.stopped = stragglers.NO_ROOM
         elif self.limit_bytes is not None and self.moved * PAGE_BYTES >= self.limit_bytes:
-            self.stopped = LIMIT
+            self.stopped = stragglers.LIMIT
         self.progress(self.moved * PAGE_BYTES)
 
 
@@ -314,51 +304,4 @@ def _major_faults(pids: Iterable[int], proc: Path) -> dict[int, int]:
             continue
         # proc_pid_stat(5): majflt is field 12, state, the first behind the command's name, is field 3
         found[pid] = int(text.rpartition(")")[2].split()[9])
-    return found
-
-
-def _reasons(
-    pids: Iterable[int], swapless: set[int], spans: Sequence[Range], stopped: str | None, proc: Path
-) -> dict[str, int]:
-    """Return why pages lie outside; a frame of several processes counts once."""
-    found: dict[str, int] = {}
-    here = inside(spans)
-    seen = np.zeros(0, np.uint64)
-    for pid in pids:
-        frames = [np.zeros(0, np.uint64)]
-        try:
-            for places in residency.places(pid, proc):
-                frames.append(places.pfns[~here(places.pfns) & (places.pfns != 0)])
-        except _GONE:
-            continue
-        outside = np.setdiff1d(np.concatenate(frames), seen)
-        seen = np.union1d(seen, outside)
-        flags = _of_frames(proc / "kpageflags", outside)
-        count = _of_frames(proc / "kpagecount", outside)
-        huge = flags & np.uint64(_KPF_HUGE) != 0
-        locked = ~huge & (flags & np.uint64(_KPF_UNEVICTABLE) != 0)
-        shared = ~huge & ~locked & (count > 1)
-        for reason, which in (
-            (HUGE, huge),
-            (LOCKED, locked),
-            (SHARED, shared),
-            (NO_SWAP if pid in swapless else stopped or BUSY, ~(huge | locked | shared)),
-        ):
-            if which.any():
-                found[reason] = found.get(reason, 0) + int(np.count_nonzero(which))
-    return found
-
-
-def _of_frames(file: Path, pfns: Pfns) -> NDArray[np.uint64]:
-    """Return what ``/proc/kpageflags`` or ``/proc/kpagecount`` say of some frames, ascending; 8 bytes each."""
-    found = np.zeros(len(pfns), np.uint64)
-    if not len(pfns):
-        return found
-    with file.open("rb", buffering=0) as f:
-        group = pfns // np.uint64(512)
-        for number in np.unique(group).tolist():
-            f.seek(number * 4096)
-            some = np.frombuffer(f.read(4096), np.uint64)
-            first, last = np.searchsorted(group, [number, number + 1])
-            found[first:last] = some[(pfns[first:last] % np.uint64(512)).astype(np.int64)]
     return found

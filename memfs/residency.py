@@ -26,7 +26,8 @@ Frames: TypeAlias = NDArray[np.bool_]
 # of one piece of work: 512 MiB of memory, 2 MiB of frame numbers and addresses
 PAGES_AT_ONCE = 1 << 17
 
-_GONE = (ProcessLookupError, FileNotFoundError, PagemapEnds)
+# what comes of a process that ends while it is looked at
+GONE = (ProcessLookupError, FileNotFoundError, PagemapEnds)
 _PRIVATE = "p"
 _PAGE = np.uint64(PAGE_BYTES)
 
@@ -118,7 +119,7 @@ def survey(pids: Iterable[int], spans: Sequence[Range], proc: Path = Path("/proc
                 )
             by_pid[pid] = counts
             objects |= _objects(pid, proc)
-        except _GONE:
+        except GONE:
             continue
     within = int(np.count_nonzero(frames & here))
     swapped = sum(counts.swapped for counts in by_pid.values())

@@ -13,7 +13,7 @@ import pytest
 from builders.memory import ZRAM, Child, digest, private, shared, zram
 from numpy.typing import NDArray
 
-from memfs import calls, gather, pagemap, residency, room, store, swap
+from memfs import calls, gather, pagemap, residency, room, store, stragglers, swap
 from memfs.pagemap import PAGE_BYTES
 from memfs.ranges import Range
 from memfs.room import Block
@@ -93,7 +93,7 @@ def test_pages_move_and_keep_their_contents(device: Path, other_frames: None) ->
     assert done.after.swapped == 0
     assert sum(done.left.values()) == done.after.outside
     # the interpreter's own pages are shared with its parent
-    assert done.left[gather.SHARED] > 0
+    assert done.left[stragglers.SHARED] > 0
     assert done.steps == len(reports) >= 16
     assert 0 < done.longest_step_ns < done.duration_ns
     assert [report[0] for report in reports] == sorted(report[0] for report in reports)
@@ -142,7 +142,7 @@ def test_shared_memory_of_one_process_moves_by_swap_that_of_two_in_huge_pages(
         2 * MIB_PAGES,
         4 * MIB_PAGES,
     )  # if its address is that of huge pages, and if there are any
-    assert done.left[gather.SHARED] >= 4 * MIB_PAGES - moved
+    assert done.left[stragglers.SHARED] >= 4 * MIB_PAGES - moved
 
 
 @CAN_SWAP
@@ -182,7 +182,7 @@ def test_locked_pages_stay(device: Path, other_frames: None) -> None:
     with Child(lock) as child:
         child.go()
         done = gather.gather([child.pid], elsewhere(child.pid), step_bytes=STEP)
-    assert done.left[gather.LOCKED] >= 2 * MIB_PAGES
+    assert done.left[stragglers.LOCKED] >= 2 * MIB_PAGES
 
 
 @CAN_SWAP
@@ -191,7 +191,7 @@ def test_a_full_range_ends_it(device: Path) -> None:
         child.go()
         done = gather.gather([child.pid], [Range(END, PAGE_BYTES)], step_bytes=STEP)
     assert done.moved == 0
-    assert done.left[gather.NO_ROOM] >= 32 * MIB_PAGES
+    assert done.left[stragglers.NO_ROOM] >= 32 * MIB_PAGES
     assert done.steps < 32
 
 
@@ -201,7 +201,7 @@ def test_no_more_is_moved_than_wanted(device: Path, other_frames: None) -> None:
         child.go()
         done = gather.gather([child.pid], elsewhere(child.pid), step_bytes=STEP, limit_bytes=STEP)
     assert MIB_PAGES <= done.moved < 2 * MIB_PAGES
-    assert done.left[gather.LIMIT] >= 8 * MIB_PAGES
+    assert done.left[stragglers.LIMIT] >= 8 * MIB_PAGES
 
 
 @CAN_SWAP
@@ -210,7 +210,7 @@ def test_processes_that_may_not_swap_are_left_alone(device: Path, other_frames: 
         child.go()
         done = gather.gather([child.pid], elsewhere(child.pid), swapless=[child.pid])
     assert done.steps == 0
-    assert done.left[gather.NO_SWAP] >= 2 * MIB_PAGES
+    assert done.left[stragglers.NO_SWAP] >= 2 * MIB_PAGES
 
 
 @CAN_SWAP
@@ -229,7 +229,7 @@ def test_without_swap_nothing_moves() -> None:
         done = gather.gather([child.pid], elsewhere(child.pid))
     # not ``moved``: pages of zeroes in a huge page that the kernel splits become the shared page of zeroes
     assert done.after.in_place == 0
-    assert done.left[gather.BUSY] >= 2 * MIB_PAGES
+    assert done.left[stragglers.BUSY] >= 2 * MIB_PAGES
 
 
 @CAN_SWAP
