@@ -62,7 +62,8 @@ def test_pages_are_counted_where_they_lie() -> None:
         base = survey([child.pid], EVERYTHING).total.in_place
         child.go()
         first = survey([child.pid], EVERYTHING)
-        assert 4 * MIB_PAGES <= first.total.in_place - base < 5 * MIB_PAGES
+        # the random contents themselves may still lie in the heap
+        assert 4 * MIB_PAGES <= first.total.in_place - base < 9 * MIB_PAGES
         assert first.total.outside == first.unmapped == 0
         assert first.share_in_place == 1
         nowhere = survey([child.pid], [])

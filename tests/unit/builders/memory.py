@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Processes with memory: children that do step by step what a test wants."""
 
+import gc
 import hashlib
 import mmap
 import os
@@ -46,6 +47,7 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             try:
+                gc.disable()  # it would copy, or give back, pages of the parent's
                 os.close(self._orders)
                 kept = []
                 for work in self.works:
