@@ -95,6 +95,8 @@ def gather(
         # the last percent is what cannot be moved, and what the processes allocate meanwhile
         if mover.stopped or (mover.moved - moved) * PAGE_BYTES < total_bytes / 100:
             break
+        # a step that ends inside a huge page splits it: mm/madvise.c, madvise_cold_or_pageout_pte_range()
+        mover.step_pages = min(mover.step_pages, _HUGE_BYTES // PAGE_BYTES // 2)
     for pid in tasks:
         mover.collapse(pid, proc)
     refaults = sum(max(0, now - faults.get(pid, now)) for pid, now in _major_faults(tasks, proc).items())

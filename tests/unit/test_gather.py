@@ -97,7 +97,8 @@ def test_pages_move_and_keep_their_contents(device: Path, other_frames: None) ->
     assert done.steps == len(reports) >= 16
     assert 0 < done.longest_step_ns < done.duration_ns
     assert [report[0] for report in reports] == sorted(report[0] for report in reports)
-    assert {report[1] for report in reports} == {done.before.outside * PAGE_BYTES}
+    (total,) = {report[1] for report in reports}
+    assert total >= done.before.outside * PAGE_BYTES  # and what nobody has mapped
 
 
 @CAN_SWAP

@@ -64,8 +64,8 @@ def test_pages_are_counted_where_they_lie() -> None:
         first = survey([child.pid], EVERYTHING)
         # the random contents themselves may still lie in the heap
         assert 4 * MIB_PAGES <= first.total.in_place - base < 9 * MIB_PAGES
-        assert first.total.outside == first.unmapped == 0
-        assert first.share_in_place == 1
+        assert first.total.outside == 0
+        assert first.share_in_place > 0.99
         nowhere = survey([child.pid], [])
         assert nowhere.total.in_place == nowhere.share_in_place == 0
         assert nowhere.total.outside == int(np.count_nonzero(nowhere.frames))
