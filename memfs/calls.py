@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""System calls about other processes' memory that Python's standard library lacks.
+
+Scope: thin wrappers for x86-64 that raise OSError with the name of the call. No policy.
+"""
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+# arch/x86/entry/syscalls/syscall_64.tbl
+SYS_SWAPON: Final = 167
+SYS_SWAPOFF: Final = 168
+SYS_PROCESS_VM_READV: Final = 310
+SYS_PROCESS_MADVISE: Final = 440
+
+# include/uapi/asm-generic/mman-common.h
+MADV_PAGEOUT: Final = 21
+MADV_COLLAPSE: Final = 25
+
+# include/linux/swap.h
+SWAP_FLAG_PREFER: Final = 0x8000
+SWAP_HIGHEST: Final = 0x7FFF
+
+# include/uapi/linux/uio.h
+UIO_MAXIOV: Final = 1024
+
+# include/uapi/linux/fs.h: _IOWR('f', 16, struct pm_scan_arg), and the categories of a page
+PAGEMAP_SCAN: Final = 0xC0606610
+PAGE_IS_FILE: Final = 1 << 2
+PAGE_IS_PRESENT: Final = 1 << 3
+PAGE_IS_SWAPPED: Final = 1 << 4
+PAGE_IS_PFNZERO: Final = 1 << 5
+
+_REGIONS = 4096  # of one PAGEMAP_SCAN: 96 KiB
+
+Extents: TypeAlias = NDArray[np.uint64]
+"""One row a run: its address and its length in bytes (``struct iovec``)."""
+
+Regions: TypeAlias = NDArray[np.uint64]
+"""One row a run: its first address, the address behind it, its categories (``struct page_region``)."""
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    return libc
+
+
+def _syscall(name: str, number: int, *arguments: object) -> int:
+    result = int(_libc().syscall(ctypes.c_long(number), *arguments))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result
+
+
+def pagemap_scan(fd: int, start: int, end: int, *, all_of: int = 0, none_of: int = 0, any_of: int) -> Regions:
+    """Return the runs of pages of the given categories; whole empty page tables are skipped (Linux 6.7).
+
+    :param fd: of ``/proc/PID/pagemap``
+    :raises OSError: ENOTTY before Linux 6.7
+    """
+    found: list[Regions] = []
+    vec = np.empty((_REGIONS, 3), np.uint64)
+    while start < end:
+        argument = np.array(
+            # size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, return
+            [96, 0, start, end, 0, vec.ctypes.data, _REGIONS, 0, none_of, all_of | none_of, any_of, any_of],
+            np.uint64,
+        )
+        count = fcntl.ioctl(fd, PAGEMAP_SCAN, argument.data.cast("B"))
+        found.append(vec[:count].copy())
+        start = int(argument[4])
+    return np.concatenate(found) if found else np.empty((0, 3), np.uint64)
+
+
+def process_madvise(pidfd: int, extents: Extents, advice: int) -> int:
+    """Advise the kernel about runs of another process's memory; return how many bytes it refused.
+
+    It refuses runs that are locked, that are of huge pages of hugetlbfs, or whose mapping is gone.
+
+    :raises ProcessLookupError: if the process is gone
+    """
+    rows = np.ascontiguousarray(extents, np.uint64)
+    ends = np.cumsum(rows[:, 1])
+    refused = at = 0
+    while at < len(rows):
+        batch = rows[at : at + UIO_MAXIOV]
+        before = int(ends[at - 1]) if at else 0
+        try:
+            done = _syscall(
+                "process_madvise",
+                SYS_PROCESS_MADVISE,
+                ctypes.c_int(pidfd),
+                ctypes.c_void_p(batch.ctypes.data),
+                ctypes.c_size_t(len(batch)),
+                ctypes.c_int(advice),
+                ctypes.c_uint(0),
+            )
+        except OSError as e:
+            if e.errno not in (errno.EINVAL, errno.ENOMEM, errno.EAGAIN, errno.EBUSY):
+                raise
+            done = 0
+        # it stops at the first run that it refuses
+        reached = int(np.searchsorted(ends, np.uint64(before + done), side="right"))
+        if reached < at + len(batch):
+            refused += int(rows[reached, 1])
+            reached += 1
+        at = reached
+    return refused
+
+
+def touch(pid: int, addresses: NDArray[np.uint64]) -> int:
+    """Read one byte at each address of another process, which brings its page in; return how many could be read.
+
+    :raises ProcessLookupError: if the process is gone
+    """
+    sink = np.empty(UIO_MAXIOV, np.uint8)
+    remote = np.ones((len(addresses), 2), np.uint64)
+    remote[:, 0] = addresses
+    at = read = 0
+    while at < len(remote):
+        batch = remote[at : at + UIO_MAXIOV]
+        local = np.array([sink.ctypes.data, len(batch)], np.uint64)
+        try:
+            done = _syscall(
+                "process_vm_readv",
+                SYS_PROCESS_VM_READV,
+                ctypes.c_int(pid),
+                ctypes.c_void_p(local.ctypes.data),
+                ctypes.c_ulong(1),
+                ctypes.c_void_p(batch.ctypes.data),
+                ctypes.c_ulong(len(batch)),
+                ctypes.c_ulong(0),
+            )
+        except OSError as e:
+            if e.errno != errno.EFAULT:
+                raise
+            done = 0
+        read += done
+        at += done if done == len(batch) else done + 1  # behind one that cannot be read
+    return read
+
+
+def swapon(device: Path, priority: int = SWAP_HIGHEST) -> None:
+    """Let the kernel swap to ``device``."""
+    flags = SWAP_FLAG_PREFER | priority
+    _syscall("swapon", SYS_SWAPON, ctypes.c_char_p(os.fsencode(device)), ctypes.c_int(flags))
+
+
+def swapoff(device: Path) -> None:
+    """Bring back what was swapped to ``device`` and do not use it any more; EINVAL if it was not used."""
+    _syscall("swapoff", SYS_SWAPOFF, ctypes.c_char_p(os.fsencode(device)))
