@@ -10,6 +10,7 @@ from typing import Any
 from upgrade.errors import UpgradeError
 from upgrade.rehearse.guest import PROGRAM
 from upgrade.rehearse.machine import Machine
+from upgrade.rehearse.outcome import refusal
 
 LIBRARY = "/usr/local/lib/seamless-upgrade"  # where `scripts/install` puts the packages
 ENVIRONMENT = {"PYTHONPATH": LIBRARY, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -45,12 +46,12 @@ class Guest:
         self.machine.shell(f"rm -rf {RUN}")
         self.machine.agent.start(["sh", "-c", script], env=ENVIRONMENT)
 
-    def refusal(self) -> str | None:
+    def refusal(self) -> UpgradeError | None:
         """Return what the program said that was to enter another kernel, if it ended."""
-        done = self.machine.shell(
-            f"[ ! -e {RUN}/status ] || tail -n 8 {RUN}/status {RUN}/out {RUN}/err", check=False
-        )
-        return done.stdout.strip() or None
+        if self.machine.run(["test", "-e", f"{RUN}/status"], check=False).returncode != 0:
+            return None
+        status, out, err = (self.machine.get(f"{RUN}/{name}").decode() for name in ("status", "out", "err"))
+        return refusal(int(status), out, err)
 
     def report(self) -> dict[str, Any]:
         """Wait until the product has ended and return its report.

@@ -115,7 +115,7 @@ class Trial:
                 "no new kernel came up",
             )
         if self.machine.boot_id() == old:
-            raise UpgradeError(self.guest.refusal() or "it ended without a word", subject=mode.name)
+            raise self.guest.refusal() or UpgradeError("the old kernel stays", subject=mode.name)
         expected = self.kernels[0 if mode.way is Way.REBOOT else 1].release
         release = self.machine.run(["uname", "-r"]).stdout.strip()
         if release != expected:
