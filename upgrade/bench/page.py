@@ -32,8 +32,8 @@ def render(result: Result) -> str:
         result=result,
         clock=table.clock(result),
         counted=result.clock == "instructions",
-        floor=table.seconds(floor.median) if floor else None,
-        floor_spread=table.between(floor) if floor else None,
+        floor=floor is not None,
+        facts=list(facts(result, measured)),
         charts=list(charts(result, measured)),
         stacks=list(stacks(result, measured)),
         groups=[(style, name) for style, name, _ in svg.GROUPS],
@@ -50,6 +50,22 @@ def render(result: Result) -> str:
 def ordered(result: Result) -> list[Row]:
     """Return the rows in the order of the page."""
     return sorted(result.rows, key=lambda row: (row.containers, row.memory_mib))
+
+
+def facts(result: Result, modes: list[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what is shown first, the floor and each mode with one container: two figures, meaning, colour."""
+    if floor := statistics.floor(result.rows):
+        yield table.seconds(floor.median), "", "floor: a bare kexec", "floor-label"
+    for count in statistics.counts(result)[:1]:
+        rows = statistics.rows_of(result, count)
+        for mode in modes:
+            line, last = statistics.slope(rows, mode), statistics.downtime(rows[-1], mode)
+            title, style = BY_NAME[mode].title, f"mode-{mode}"
+            if line:
+                sign = "+" if line.seconds_per_gib >= 0 else "\N{MINUS SIGN}"
+                yield f"{line.seconds:.2f} s", f"{sign} {abs(line.seconds_per_gib):.2f} s/GiB", title, style
+            elif last:
+                yield table.seconds(last.median), f"with {table.size(rows[-1])}", title, style
 
 
 def lines(row: Row, modes: list[str]) -> list[tuple[str, ...]]:

@@ -25,7 +25,7 @@ GROUPS = (
     ),
     ("jump", "jump, or reset", ("jump", "reset")),
     ("kernel", "kernel boot", ("kernel boot to first userspace",)),
-    ("userspace", "userspace before", ("userspace to restore", "userspace to start")),
+    ("userspace", "userspace before that", ("userspace to restore", "userspace to start")),
     ("back", "restore, or start", ("restore", "unlock", "start")),
 )
 
