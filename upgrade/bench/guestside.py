@@ -47,8 +47,9 @@ class Guest:
         self.machine.agent.start(["sh", "-c", script], env=ENVIRONMENT)
 
     def refusal(self) -> UpgradeError | None:
-        """Return what the program said that was to enter another kernel, if it ended."""
-        if self.machine.run(["test", "-e", f"{RUN}/status"], check=False).returncode != 0:
+        """Return what the program said that was to enter another kernel, if it failed."""
+        failed = f"[ -e {RUN}/status ] && [ $(cat {RUN}/status) != 0 ]"
+        if self.machine.run(["sh", "-c", failed], check=False).returncode != 0:
             return None
         status, out, err = (self.machine.get(f"{RUN}/{name}").decode() for name in ("status", "out", "err"))
         return refusal(int(status), out, err)
