@@ -90,7 +90,7 @@ def charts(result: Result, modes: list[str]) -> Iterator[tuple[str, Markup]]:
             points = [(row.total_mib, found) for row in rows if (found := statistics.downtime(row, mode))]
             if points:
                 series.append(Series(BY_NAME[mode].title, f"mode-{mode}", points))
-        if series:
+        if len(rows) > 1 and series:  # one size is told by the bars of the phases
             title = containers(count)
             floor = statistics.floor(rows)
             yield title, Markup(svg.lines(series, floor, f"Downtime against memory, {title}"))
