@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from hypothesis import strategies as st
 from upgrade.bench.guest import ballast
 from upgrade.bench.guest.ballast import Gaps
 from upgrade.bench.matrix import Matrix, Mode
-from upgrade.bench.model import Cell, Row
-from upgrade.bench.runner import Options, Runner
+from upgrade.bench.model import Cell, Result, Row
+from upgrade.bench.runner import Options, Runner, resumed
 from upgrade.bench.trial import OUTSIDE
-from upgrade.errors import UpgradeError
+from upgrade.errors import UpgradeError, UsageError
 from upgrade.linux import tsc_reader
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,6 +216,25 @@ def test_a_failed_cell_costs_its_machine_and_nothing_else(tmp_path: Path) -> Non
     saved = json.loads((tmp_path / "bench.json").read_text())
     assert len(saved["rows"][0]["cells"]) == 6
     assert saved["finished_at"]
+
+
+@pytest.mark.timeout(20)
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
+    first = runner(tmp_path, boots=True)
+    first.run()
+    again = runner(tmp_path, boots=False)
+    again.result = resumed(again.result, Result.load(tmp_path / "bench.json"))
+    again.run()
+    cells = again.result.rows[0].cells
+    assert [c.mode for c in cells if c.good] == [c.mode for c in first.result.rows[0].cells if c.good]
+    assert [c.error for c in cells if not c.good] == ["no machine"] * 2
+    assert again.booted == 2
+
+
+def test_measurements_of_another_kind_are_not_mixed() -> None:
+    before = benchmarks.result()
+    with pytest.raises(UsageError, match="clock"):
+        resumed(replace(benchmarks.result(), clock="host"), before)
 
 
 @pytest.mark.timeout(20)

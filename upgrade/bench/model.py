@@ -96,6 +96,14 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
+    def row(self, memory_mib: int, containers: int) -> Row:
+        """Return the row of this size; a new one if there was none."""
+        for row in self.rows:
+            if (row.memory_mib, row.containers) == (memory_mib, containers):
+                return row
+        self.rows.append(Row(memory_mib, containers))
+        return self.rows[-1]
+
     def cells(self) -> Iterator[tuple[Row, Cell]]:
         """Yield every cell with its row."""
         for row in self.rows:

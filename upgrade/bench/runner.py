@@ -3,16 +3,16 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from upgrade.bench.matrix import Matrix, Mode
+from upgrade.bench.matrix import MODES, Matrix, Mode
 from upgrade.bench.model import Cell, Result, Row
 from upgrade.bench.trial import Trial
-from upgrade.errors import UpgradeError
+from upgrade.errors import UpgradeError, UsageError
 from upgrade.rehearse import accelerator, image, kernels, seed
 from upgrade.rehearse.cache import Cache
 from upgrade.rehearse.image import Image
@@ -27,13 +27,17 @@ KVM = "kvm"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to measure, and how. ``clock`` is ``auto``, ``instructions`` or ``host``."""
+    """What to measure, and how. ``clock`` is ``auto``, ``instructions`` or ``host``.
+
+    ``resume`` keeps the good cells that ``output`` holds.
+    """
 
     kernel_from: str
     kernel_to: str
     matrix: Matrix
     output: Path
     clock: str = "auto"
+    resume: bool = False
 
 
 @dataclass(slots=True)
@@ -51,9 +55,11 @@ class Runner:
     def run(self) -> None:
         """Measure every row."""
         for memory_mib, count in self.options.matrix.rows():
-            row = Row(memory_mib, count)
-            self.result.rows.append(row)
-            self._row(row, list(self.options.matrix.cells()))
+            row = self.result.row(memory_mib, count)
+            done = {(cell.round, cell.mode) for cell in row.cells}
+            self._row(
+                row, [(n, mode) for n, mode in self.options.matrix.cells() if (n, mode.name) not in done]
+            )
         self.result.finished_at = now()
         self.save()
 
@@ -148,13 +154,34 @@ def bench(options: Options, say: Say) -> Result:
         accelerator=accel if clock == "host" else accelerator.EMULATION.split(",")[0],
         started_at=now(),
     )
-    Runner(options, pair, disk, result, say, cache).run()
+    if options.resume and options.output.exists():
+        result = resumed(result, Result.load(options.output))
+    runner = Runner(options, pair, disk, result, say, cache)
+    runner.run()
     return result
+
+
+def resumed(result: Result, before: Result) -> Result:
+    """Return the earlier result without its failed cells, to go on with.
+
+    :raises UsageError: where it was measured in another way
+    """
+    for name in ("kernel_from", "kernel_to", "clock", "accelerator"):
+        was, now_is = getattr(before, name), getattr(result, name)
+        if was != now_is:
+            raise UsageError(
+                f"was measured with {name} {was}, not {now_is}",
+                subject="--resume",
+                hint="write to another file with --output",
+            )
+    for row in before.rows:
+        row.cells = [cell for cell in row.cells if cell.good]
+    before.modes = tuple(mode.name for mode in MODES if mode.name in {*before.modes, *result.modes})
+    before.rounds = max(before.rounds, result.rounds)
+    before.finished_at = None
+    return before
 
 
 def now() -> str:
     """Return the time of day, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-__all__: Sequence[str] = ("Options", "Runner", "bench")

@@ -31,9 +31,10 @@ def main(options: argparse.Namespace) -> int:
 
     target = options.kernel_to or options.kernel_from
     output = Path(options.output).with_suffix(".json")
-    return _finish(
-        bench(Options(options.kernel_from, target, chosen(options), output, options.clock), say), options
+    wanted = Options(
+        options.kernel_from, target, chosen(options), output, options.clock, resume=options.resume
     )
+    return _finish(bench(wanted, say), options)
 
 
 def chosen(options: argparse.Namespace) -> Matrix:

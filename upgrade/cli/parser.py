@@ -152,4 +152,5 @@ def _bench_options(verb: Parser) -> None:
     verb.add_argument(
         "--output", metavar="FILE", default="bench.html", help="the page; the JSON lies beside it"
     )
+    verb.add_argument("--resume", action="store_true", help="measure only what that JSON does not hold yet")
     verb.add_argument("--render", metavar="JSON", help="measure nothing: make the page of this result")
