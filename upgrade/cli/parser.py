@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from upgrade import VERSION
 
 # For users; those that only units call are not listed.
-VERBS = ("check", "run", "restore", "status", "report", "history", "abort", "rehearse")
+VERBS = ("check", "run", "restore", "status", "report", "history", "abort", "rehearse", "bench")
 
 _EXIT_STATUSES = """exit status:
   0 done or nothing to do      1 failed, host unchanged or rolled back
@@ -74,6 +74,7 @@ def _parser() -> Parser:
     _verb(verbs, "pages", "bring the restored containers' memory (called by the unit)")
     _verb(verbs, "recover", "undo what a killed run left (called by the unit)")
     _rehearse_options(_verb(verbs, "rehearse", "try an upgrade in a virtual machine"))
+    _bench_options(_verb(verbs, "bench", "compare ways to replace a kernel, in virtual machines"))
     return top
 
 
@@ -144,3 +145,26 @@ def _rehearse_options(verb: Parser) -> None:
     )
     verb.add_argument("--rounds", metavar="N", type=int, default=1, help="upgrade so often, to and fro")
     verb.add_argument("--keep", action="store_true", help="leave the machine running")
+
+
+def _bench_options(verb: Parser) -> None:
+    verb.add_argument(
+        "--from", dest="kernel_from", metavar="K", default="trixie", help="suite, version or vmlinuz"
+    )
+    verb.add_argument("--to", dest="kernel_to", metavar="K", help="default: the same kernel")
+    verb.add_argument("--quick", action="store_true", help="one small row, once")
+    verb.add_argument("--memory", metavar="MIB,...", help="memory of a container")
+    verb.add_argument("--containers", metavar="N,...", help="how many of them")
+    verb.add_argument("--rounds", metavar="N", type=int, help="how often to measure each mode")
+    verb.add_argument("--modes", metavar="MODE,...", help="only these")
+    verb.add_argument(
+        "--clock",
+        choices=("auto", "instructions", "host"),
+        default="auto",
+        help="what time is in the machine (default: counted instructions, unless there is KVM)",
+    )
+    verb.add_argument(
+        "--output", metavar="FILE", default="bench.html", help="the page; the JSON lies beside it"
+    )
+    verb.add_argument("--resume", action="store_true", help="measure only what that JSON does not hold yet")
+    verb.add_argument("--render", metavar="JSON", help="measure nothing: make the page of this result")
