@@ -65,7 +65,7 @@ def test_a_machine_holds_its_containers_twice_and_their_images(
     # What lies above 4 GiB must be there to its end.
     layout = Layout(sizes.ordinary_mib, sizes.store_mib, sizes.frames_mib)
     last = layout.ranges[-1]
-    assert layout.total_mib - LOW_MIB >= last.start_mib + last.size_mib - 4096
+    assert layout.total_mib - layout.low_mib >= last.start_mib + last.size_mib - 4096
 
 
 @pytest.mark.parametrize(

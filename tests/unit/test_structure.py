@@ -21,15 +21,10 @@ MOST_MODULES = 135
 STARTS_PROCESSES = (
     "upgrade/process.py",
     "upgrade/criu.py",
-STARTS_PROCESSES = (
-    "upgrade/process.py",
-    "upgrade/criu.py",
     "memfs/store.py",
     "memfs/hotplug.py",
     "memfs/room.py",
     "memfs/swap.py",
-    "upgrade/rehearse/",
-)
     "upgrade/rehearse/",
 )
 

@@ -21,7 +21,7 @@ GROUPS = (
     (
         "leave",
         "stop, or dump",
-        ("freeze", "dump", "capture", "quiesce", "write to disk", "stop", "shutdown"),
+        ("freeze", "dump", "capture", "quiesce", "last look", "write to disk", "stop", "shutdown"),
     ),
     ("jump", "jump, or reset", ("jump", "reset")),
     ("kernel", "kernel boot", ("kernel boot to first userspace",)),

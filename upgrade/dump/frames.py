@@ -103,7 +103,7 @@ class Frames:
     def _number(self) -> None:
         """Number the blocks of all ranges as those of one device."""
         spans = self.spans
-        self.extra = erofs.number(
+        self.extra = erofs.chain(
             spans[0].size_bytes // BLOCK_BYTES,
             [(s.size_bytes // BLOCK_BYTES, f"{s.start_bytes:#x}") for s in spans[1:]],
         )
