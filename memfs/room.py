@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from memfs import hotplug
 from memfs.pagemap import PAGE_BYTES
 from memfs.ranges import Range
 from memfs.residency import Frames
 
-BLOCKS = "sys/devices/system/memory"
 # a block is mostly empty after its first migration, or a page is pinned and it would take for ever
 OFFLINE_S = 10.0
 # left free for allocations that go on meanwhile, and for the zone's watermarks
@@ -61,12 +61,12 @@ class Room:
 
 def blocks(spans: Sequence[Range], ours: Frames, root: Path = Path("/")) -> list[Block]:
     """Return the memory blocks of ranges that are online and movable, in the order of their addresses."""
-    size = int((root / BLOCKS / "block_size_bytes").read_text(), 16)
+    size = hotplug.block_bytes(root)
     found = []
     with (root / "proc/kpageflags").open("rb", buffering=0) as flags:
         for span in spans:
             for number in range(-(-span.start_bytes // size), span.end_bytes // size):
-                path = root / BLOCKS / f"memory{number}"
+                path = root / hotplug.MEMORY / f"memory{number}"
                 if _read(path / "valid_zones") != "Movable" or _read(path / "state") != "online":
                     continue
                 first, pages = number * size // PAGE_BYTES, size // PAGE_BYTES
@@ -120,10 +120,10 @@ def make(spans: Sequence[Range], needed_bytes: int, ours: Frames, root: Path = P
 
 def restore(spans: Sequence[Range], root: Path = Path("/")) -> None:
     """Bring every memory block of ranges online that is not: a killed run may have left one offline."""
-    size = int((root / BLOCKS / "block_size_bytes").read_text(), 16)
+    size = hotplug.block_bytes(root)
     for span in spans:
         for number in range(-(-span.start_bytes // size), span.end_bytes // size):
-            path = root / BLOCKS / f"memory{number}"
+            path = root / hotplug.MEMORY / f"memory{number}"
             online(path)
 
 

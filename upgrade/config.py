@@ -34,6 +34,8 @@ class Config:
     writeback_bytes: int = 16 << 20
     """Dirty data that may be left to the last sync, while the containers stand still."""
     writeback_timeout_seconds: float = 30.0
+    gather_step_bytes: int = 4 << 20
+    """So much of the containers' memory is away at a time at the most while it is moved into the ranges for frames."""
     nudge: bool = True
     """Ask the peers of restored connections to retransmit at once."""
 

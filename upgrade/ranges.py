@@ -21,6 +21,12 @@ def online(host: Host) -> tuple[Range, ...]:
     return tuple(span for span in for_frames(host) if hotplug.online_spans(span, host.root))
 
 
+def describe(host: Host, span: Range) -> dict[str, int]:
+    """Return a range for machines, with how much of it the allocator has."""
+    inside = sum(part.size_bytes for part in hotplug.online_spans(span, host.root))
+    return {"start_bytes": span.start_bytes, "size_bytes": span.size_bytes, "online_bytes": inside}
+
+
 def bring_online(host: Host, span: Range) -> tuple[Range, ...]:
     """Give a range to the allocator; return its parts that are online then.
 

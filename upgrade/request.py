@@ -18,6 +18,8 @@ class Request:
     cgroups: tuple[str, ...] = ()
     all: bool = False
     quiesce: bool = True
+    gather: bool = True
+    """Move pages into the ranges for frames before the freeze."""
     pages: str = "auto"
     """``in-place``, ``copy``, or ``auto``: in place where there is a range for it."""
     restore: str = "auto"

@@ -86,6 +86,8 @@ class Session:
     warnings: tuple[str, ...] = ()
     frames: FrameRecord | None = None
     restore: str = "auto"
+    gathering: Mapping[str, Any] = field(default_factory=dict)
+    """What moving pages into the ranges cost, if any were moved."""
     format: int = FORMAT
 
     def save(self, file: Path) -> None:

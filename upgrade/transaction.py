@@ -8,10 +8,13 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from memfs import pmem, store
+from memfs import pmem, store, swap
+from memfs.ranges import Range
 from upgrade import cgroup, movers, netconf, paths, plan
 from upgrade.config import Config
 from upgrade.dump.dumper import Dumps
@@ -20,6 +23,7 @@ from upgrade.errors import Refusal, UpgradeError
 from upgrade.events import Events
 from upgrade.host import Host
 from upgrade.kexec import cmdline, initrd, load, quiesce
+from upgrade.pagemaps import PAGE_BYTES
 from upgrade.plan import Plan
 from upgrade.process import run
 from upgrade.request import Request
@@ -56,8 +60,11 @@ class Transaction:
             session = replace(self._session(the_plan), ties=(first_tie,))
             with step(f"loading {the_plan.kernel_to}"):
                 self._load(the_plan, session)
+            device = self._device(the_plan.store)
+            if the_plan.frames and self.request.gather:
+                session = replace(session, gathering=self._gather(the_plan, device))
             with step(f"preparing {the_plan.store}"):
-                self._open_store(the_plan, session)
+                self._open_store(the_plan, session, device)
             if self.request.quiesce:
                 with step("stopping the host's other services"):
                     self._quiesce(the_plan)
@@ -130,11 +137,40 @@ class Transaction:
             the_plan.kernel, initrd.append(the_plan.initrd.read_bytes(), first), session.command_line_to
         )
 
-    def _open_store(self, the_plan: Plan, session: Session) -> None:
-        span = the_plan.store
+    def _device(self, span: Range) -> Path:
         run(["modprobe", "--all", *pmem.MODULES])
         try:
-            device = pmem.wait(span, PMEM_TIMEOUT_S)
+            return pmem.wait(span, PMEM_TIMEOUT_S)
+        except TimeoutError as e:
+            hint = "see dmesg; ndctl list -Ni shows the namespaces"
+            raise UpgradeError(str(e), subject=str(span), hint=hint) from e
+
+    def _gather(self, the_plan: Plan, device: Path) -> dict[str, Any]:
+        """Move the containers' pages into the ranges for frames; what cannot be moved is copied later."""
+        from upgrade.dump import gathering
+
+        found = gathering.survey(self.host, the_plan.containers, the_plan.frames)
+        self.events.say(
+            f"{100 * found.share_in_place:.1f} % of {found.total.pages * PAGE_BYTES >> 20} MiB lie where they can stay"
+        )
+        if not gathering.is_worth_it(found):
+            return {}
+        with self.events.step("moving the rest there, while the containers run"):
+            gatherer = gathering.Gatherer(self.host, self.config, self.events, self.undo)
+            try:
+                done = gatherer.gather(the_plan.containers, the_plan.frames, device)
+            except (store.ForeignData, swap.SwapFailed) as e:
+                self.events.warn(f"pages were not moved into the ranges for frames: {e}")
+                return {}
+        self.events.say(
+            f"{(done.outside_before - done.outside_after) * PAGE_BYTES >> 20} MiB moved in "
+            f"{done.duration_ns / 1e9:.1f} s, {done.outside_after} pages left to be copied"
+        )
+        return asdict(done)
+
+    def _open_store(self, the_plan: Plan, session: Session, device: Path) -> None:
+        span = the_plan.store
+        try:
             store.refuse_foreign(device)
             self.undo.push(
                 "release",
@@ -152,7 +188,7 @@ class Transaction:
                     subject=str(span),
                     hint="make the range larger (memmap= on the command line), or preserve less",
                 )
-        except (TimeoutError, store.StoreFailed) as e:
+        except store.StoreFailed as e:
             hint = "see dmesg; ndctl list -Ni shows the namespaces"
             raise UpgradeError(str(e), subject=str(span), hint=hint) from e
         except store.ForeignData as e:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from memfs import pmem, ranges, store
+from memfs import pmem, ranges, room, store, swap
 from upgrade import cgroup, linux, movers, netlock
 from upgrade.host import Host
 from upgrade.kexec import filesystems, quiesce
@@ -53,6 +53,19 @@ def _movers(host: Host, *, before: dict[str, str]) -> None:
     movers.restore(host, before)
 
 
+def _blocks(host: Host, *, spans: list[tuple[int, int]]) -> None:
+    room.restore([ranges.Range(start, size) for start, size in spans], host.root)
+
+
+def _swap_limits(host: Host, *, limits: dict[str, str]) -> None:
+    swap.restore(limits, host.root)
+
+
+def _unswap(_host: Host, *, device: str) -> None:
+    if Path(device).exists():
+        swap.remove(Path(device))
+
+
 def _remove_file(host: Host, *, path: str) -> None:
     host.path(path).unlink(missing_ok=True)
 
@@ -65,6 +78,9 @@ ACTIONS: Mapping[str, Callable[..., None]] = {
     "unlock": _unlock,
     "resume": _resume,
     "movers": _movers,
+    "blocks": _blocks,
+    "swap_limits": _swap_limits,
+    "unswap": _unswap,
     "remove_file": _remove_file,
 }
 

@@ -13,7 +13,7 @@ import pytest
 from builders.memory import ZRAM, Child, digest, private, shared, zram
 from numpy.typing import NDArray
 
-from memfs import calls, gather, pagemap, residency, room, store, stragglers, swap
+from memfs import calls, gather, hotplug, pagemap, residency, room, store, stragglers, swap
 from memfs.pagemap import PAGE_BYTES
 from memfs.ranges import Range
 from memfs.room import Block
@@ -292,7 +292,7 @@ BLOCK_PAGES = BLOCK // PAGE_BYTES
 
 def memory(root: Path, *free: int, zones: str = "Movable") -> list[Range]:
     """Make memory blocks with so many free pages each, behind one that does not belong to the range."""
-    base = root / room.BLOCKS
+    base = root / hotplug.MEMORY
     base.mkdir(parents=True)
     (base / "block_size_bytes").write_text("8000000\n")
     flags = np.zeros((len(free) + 1, BLOCK_PAGES), np.uint64)
@@ -344,7 +344,7 @@ def ours(*pages: int) -> residency.Frames:
 
 def test_blocks_of_a_range_are_read(tmp_path: Path) -> None:
     spans = memory(tmp_path, 100, 0)
-    (tmp_path / room.BLOCKS / "memory2/state").write_text("offline\n")
+    (tmp_path / hotplug.MEMORY / "memory2/state").write_text("offline\n")
     (found,) = room.blocks(spans, ours(10, 0), tmp_path)
     assert (found.path.name, found.free, found.ours) == ("memory1", 100, 10)
     assert found.others == BLOCK_PAGES - 110
@@ -409,7 +409,7 @@ def test_nothing_is_done_if_there_is_room(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_block_is_asked_to_go_offline(tmp_path: Path) -> None:
     memory(tmp_path, 0)
-    path = tmp_path / room.BLOCKS / "memory1"
+    path = tmp_path / hotplug.MEMORY / "memory1"
     block = Block(path, Range(BLOCK, BLOCK), 0, 0)
     assert room.offline(block)
     assert (path / "state").read_text() == "offline\n"
@@ -420,7 +420,7 @@ def test_a_block_is_asked_to_go_offline(tmp_path: Path) -> None:
 
 def test_blocks_of_a_killed_run_come_online_again(tmp_path: Path) -> None:
     spans = memory(tmp_path, 0, 0)
-    states = [tmp_path / room.BLOCKS / f"memory{number}/state" for number in range(3)]
+    states = [tmp_path / hotplug.MEMORY / f"memory{number}/state" for number in range(3)]
     states[0].write_text("offline\n")  # does not belong to the range
     states[2].write_text("offline\n")
     room.restore(spans, tmp_path)

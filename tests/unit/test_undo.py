@@ -279,6 +279,9 @@ def test_every_action_survives_being_undone_when_nothing_was_done(
         "thaw_filesystem": {"where": str(tmp_path)},
         "resume": {"units": []},
         "movers": {"before": {}},
+        "blocks": {"spans": []},
+        "swap_limits": {"limits": {}},
+        "unswap": {"device": str(tmp_path / "never")},
         "remove_file": {"path": "/never"},
     }
     if action == "thaw_filesystem" and os.geteuid() != 0:

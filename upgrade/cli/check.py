@@ -3,15 +3,18 @@
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from upgrade import plan
+from upgrade import plan, ranges
 from upgrade.cli import SCHEMA_VERSION, answer
 from upgrade.config import Config
 from upgrade.errors import ExitStatus
 from upgrade.host import Host
 from upgrade.plan import Plan
 from upgrade.request import Request
+
+if TYPE_CHECKING:
+    from upgrade.dump.gathering import Residence
 
 
 def main(options: argparse.Namespace) -> int:
@@ -32,6 +35,7 @@ def request(options: argparse.Namespace) -> Request:
         cgroups=tuple(options.cgroup),
         all=options.all,
         quiesce=options.quiesce,
+        gather=options.gather,
         pages=options.pages,
         restore=options.restore,
     )
@@ -48,6 +52,8 @@ def to_json(found: Plan, host: Host) -> dict[str, Any]:
         "initrd": str(found.initrd),
         "command_line": found.command_line,
         "store": {"start_bytes": found.store.start_bytes, "size_bytes": found.store.size_bytes},
+        "frames": [ranges.describe(host, span) for span in found.frames],
+        "residence": [each.to_json() for each in _residences(found, host)],
         "memory_bytes": found.memory_bytes,
         "criu_version": str(found.criu_version),
         "containers": [
@@ -59,6 +65,18 @@ def to_json(found: Plan, host: Host) -> dict[str, Any]:
     }
 
 
+def _residences(found: Plan, host: Host) -> "list[Residence]":
+    from upgrade.dump import gathering  # numpy
+
+    return gathering.residences(host, found.containers, found.frames) if found.frames else []
+
+
+def _where(found: Plan) -> str:
+    if not found.frames:
+        return f"copied to {found.store}"
+    return f"stays in {', '.join(map(str, found.frames))}, metadata goes to {found.store}"
+
+
 def render(found: Plan, host: Host) -> str:
     """Return a plan for people."""
     from upgrade.report.text import render_vdso
@@ -68,11 +86,12 @@ def render(found: Plan, host: Host) -> str:
         "",
         f"  kernel      {found.kernel}",
         f"  initrd      {found.initrd}",
-        f"  memory      {found.memory_bytes >> 20} MiB of containers, {found.store} holds them",
+        f"  memory      {found.memory_bytes >> 20} MiB of containers; {_where(found)}",
         f"  CRIU        {found.criu_version}",
         "",
         "Containers",
         *(f"  {c.name}  ({c.engine}, PID {c.root_pid}, cgroup {c.cgroup})" for c in found.containers),
+        *(["", "Memory", *(f"  {each}" for each in _residences(found, host))] if found.frames else []),
         "",
         "vDSO",
         *(f"  {line}" for line in render_vdso(found.vdso)),

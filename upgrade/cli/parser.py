@@ -121,6 +121,12 @@ def _upgrade_options(verb: Parser) -> None:
         help="keep page frames in place, or copy pages (default: in place where a range was set aside for it)",
     )
     verb.add_argument(
+        "--no-gather",
+        dest="gather",
+        action="store_false",
+        help="copy what does not lie in the range for page frames, instead of moving it there before the freeze",
+    )
+    verb.add_argument(
         "--restore",
         choices=("auto", "eager", "lazy"),
         default="auto",

@@ -3,16 +3,23 @@
 
 import argparse
 import json
+import os
 import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from upgrade import paths
+from upgrade import paths, ranges
 from upgrade.cli import SCHEMA_VERSION, answer, outcome, say
+from upgrade.engines import engine, engines
 from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.kexec.cmdline import session_of
 from upgrade.process import run
 from upgrade.report import store
 from upgrade.report.model import Outcome, Report
+
+if TYPE_CHECKING:
+    from upgrade.dump.gathering import Residence
 
 POLL_S = 0.5
 WAIT_S = 1800
@@ -35,9 +42,16 @@ def main(options: argparse.Namespace) -> int:
     report = _last(host)
     if options.json:
         last = report.to_json() if report is not None else None
-        answer(json.dumps({"schema_version": SCHEMA_VERSION, "state": state, "last": last}, indent=2))
+        data = {
+            "schema_version": SCHEMA_VERSION,
+            "state": state,
+            "frames": [ranges.describe(host, span) for span in ranges.for_frames(host)],
+            "residence": [each.to_json() for each in _residences(host, report)],
+            "last": last,
+        }
+        answer(json.dumps(data, indent=2))
     else:
-        answer(_render(state, host, report))
+        answer("\n".join(_render(state, host, report) + _memory(host, report)))
     return _ended_with(host, report) if options.wait else ExitStatus.DONE
 
 
@@ -76,11 +90,34 @@ def _last(host: Host) -> Report | None:
         return None
 
 
-def _render(state: str, host: Host, report: Report | None) -> str:
+def _residences(host: Host, report: Report | None) -> "list[Residence]":
+    """Return where the pages lie of all containers that we know: runc's, and the cgroups of the last upgrade."""
+    spans = ranges.online(host)
+    if not spans or os.geteuid() != 0:
+        return []
+    from upgrade.dump import gathering  # numpy
+
+    known = [container for each in engines(host) for container in each.available()]
+    for reported in report.containers if report is not None else ():
+        if reported.engine == "cgroup":
+            with suppress(UpgradeError):
+                known.append(engine(host, "cgroup").find(reported.name))
+    return gathering.residences(host, known, spans)
+
+
+def _memory(host: Host, report: Report | None) -> list[str]:
+    lines = []
+    for span in ranges.for_frames(host):
+        found = ranges.describe(host, span)
+        lines.append(f"{span}: {found['online_bytes'] >> 20} of {found['size_bytes'] >> 20} MiB online")
+    return lines + [f"  {each}" for each in _residences(host, report)]
+
+
+def _render(state: str, host: Host, report: Report | None) -> list[str]:
     lines = [f"{state}; running {host.release()}"]
     if report is not None:
         lines.append(
             f"last upgrade: {report.id}, {report.kernel_from} -> {report.kernel_to}, {report.outcome}, "
             f"downtime {report.downtime_seconds:.3f} s"
         )
-    return "\n".join(lines)
+    return lines
