@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""Page frames stay in place: to and fro in one machine, each time under conditions that move or swap pages."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.vm.conftest import REPOSITORY, Guest, Guests
+from upgrade.errors import ExitStatus
+
+HERE = Path(__file__).parent
+SCHEMA = json.loads((REPOSITORY / "upgrade/report/schema.json").read_text())
+NAMES = ("redis", "runc-memory", "threads")
+HOLDER = "/sys/fs/cgroup/workload/holder"
+ALL = (
+    *("--cgroup", "/workload/redis", "--cgroup", "/workload/threads", "--cgroup", "/workload/holder"),
+    *("--container", "memory"),
+)
+THP = "/sys/kernel/mm/transparent_hugepage/enabled"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that happens to a host, and what is done for it before an upgrade."""
+
+    name: str
+    script: str
+
+
+CONDITIONS = (
+    Condition("R full of page cache", "truncate -s 3G /sparse; cat /sparse >/dev/null; free -m >&2"),
+    Condition(
+        "swap on, containers swapped out in part",
+        "fallocate -l 256M /swapfile; chmod 600 /swapfile; mkswap -q /swapfile; swapon /swapfile; "
+        "for d in /sys/fs/cgroup /sys/fs/cgroup/workload; do echo +memory > $d/cgroup.subtree_control; done; "
+        "for c in redis threads holder; do echo 4M > /sys/fs/cgroup/workload/$c/memory.reclaim || true; done; "
+        "awk '/VmSwap/ {exit !($2 > 1000)}' /proc/$(pgrep -x redis-server)/status",
+    ),
+    Condition("THP always", f"echo always > {THP}"),
+    Condition(
+        "KSM on, THP never",
+        f"echo never > {THP}; echo 20000 > /sys/kernel/mm/ksm/pages_to_scan; echo 1 > /sys/kernel/mm/ksm/run; "
+        "for i in $(seq 120); do [ $(cat /sys/kernel/mm/ksm/pages_sharing) -gt 1000 ] && exit 0; sleep 1; done; "
+        "echo nothing was merged; exit 1",
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def guest(guests: Guests) -> Iterator[Guest]:
+    """Return a guest with a range for frames and four containers."""
+    for guest in guests.boot(NAMES, store_mib=256, frames_mib=1024):
+        guest.machine.put("/root/holder.py", (HERE / "holder.py").read_bytes())
+        guest.shell(
+            f"mkdir -p {HOLDER}; sh -c 'echo $$ > {HOLDER}/cgroup.procs; "
+            "exec setsid --fork python3 /root/holder.py /root/held </dev/null >/dev/null 2>&1'"
+        )
+        guest.wait("test -s /root/held")
+        yield guest
+
+
+def held(guest: Guest) -> tuple[int, int]:
+    """Return how often the holder found its memory as it was, and its PID."""
+    text = guest.shell("cat /root/held")
+    found = re.fullmatch(r"(\d+) rounds, pid (\d+)\n", text)
+    assert found, text
+    return int(found[1]), int(found[2])
+
+
+@pytest.mark.parametrize("number", range(len(CONDITIONS)), ids=[c.name for c in CONDITIONS])
+def test_there_and_back(guest: Guest, number: int) -> None:
+    guest.shell(CONDITIONS[number].script)
+    target = guest.kernels[1 - number % 2].release
+    rounds, pid = held(guest)
+    guest.jump(target, "--pages", "in-place", *ALL)
+    status = guest.command("status", "--wait")
+    report: dict[str, Any] = guest.command("report", "--json").json
+    assert status.status == ExitStatus.DONE, (status, report["reason"])
+    assert guest.shell("uname -r").strip() == target
+    jsonschema.Draft202012Validator(SCHEMA).validate(report)
+    assert report["outcome"] == "upgraded", report["reason"]
+    for container in report["containers"]:
+        assert container["outcome"] == "restored", container
+        assert container["in_place"], container
+    assert guest.verify(*NAMES) == {}
+    guest.wait(f"! grep -q '^{rounds} ' /root/held")
+    assert held(guest)[1] == pid
+    assert held(guest)[0] > rounds
+    # the range is memory again, and nothing is left mounted
+    frames = guest.command("status", "--json").json["frames"]
+    assert [span["online_bytes"] >> 20 for span in frames] == [1024]
+    assert guest.shell("grep -e erofs -e pmem /proc/mounts || true") == ""
+    # what one task alone has stays; what fork shares may have to be copied
+    redis = next(c for c in report["containers"] if c["name"] == "/workload/redis")
+    assert redis["pages_copied"] <= 0.005 * redis["pages_total"] + 16, redis
+
+
+def test_status_and_check_tell_where_memory_lies(guest: Guest) -> None:
+    status = guest.command("status", "--json").json
+    assert {each["name"] for each in status["residence"]} >= {"memory", "/workload/redis"}
+    check = guest.command("check", "--json", "--kernel", guest.target, "--cgroup", "/workload/redis").json
+    assert check["residence"][0]["pages"] > check["residence"][0]["pages_in_place"]
+
+
+def test_failure_after_gathering_leaves_no_trace(guest: Guest) -> None:
+    """An io_uring cannot be dumped: everything that was prepared for the frames is undone."""
+    guest.machine.put("/root/io_uring.py", (HERE / "io_uring.py").read_bytes())
+    guest.shell(
+        "mkdir -p /sys/fs/cgroup/workload/uring; sh -c 'echo $$ > /sys/fs/cgroup/workload/uring/cgroup.procs; "
+        "exec setsid --fork python3 /root/io_uring.py </dev/null >/dev/null 2>&1'"
+    )
+    guest.wait('test -n "$(cat /sys/fs/cgroup/workload/uring/cgroup.procs)"')
+    knobs = "cat /proc/sys/vm/swappiness /proc/sys/vm/compaction_proactiveness /sys/kernel/mm/ksm/run; cat /proc/swaps"
+    before, settings = guest.traces(), guest.shell(knobs)
+    answer = guest.upgrade(
+        "--pages", "in-place", "--cgroup", "/workload/uring", "--cgroup", "/workload/redis"
+    )
+    assert answer.status == ExitStatus.FAILED, answer
+    assert answer.error["subject"] == "/workload/uring"
+    assert guest.traces() == before
+    assert guest.shell(knobs) == settings
+    assert guest.verify("redis") == {}
