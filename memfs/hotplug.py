@@ -67,11 +67,18 @@ def bring_online(span: Range, timeout_s: float, root: Path = Path("/")) -> tuple
     if not _is_memory(space):
         with _nobody_onlines(root):
             _to_kmem(space.dax_device or _make_dax_device(space, timeout_s), timeout_s, root)
+    refused: OSError | None = None
     for number in _blocks(span, block_bytes(root)):
         state = root / MEMORY / f"memory{number}" / "state"
         if sysfs.read(state) == "offline":
-            sysfs.write(state, "online_movable")
-    return online_spans(span, root)
+            try:
+                sysfs.write(state, "online_movable")
+            except OSError as e:  # the other blocks are of use all the same
+                refused = e
+    online = online_spans(span, root)
+    if not online:
+        raise NotOnline(f"no block of {span} can be brought online ({refused or 'there is none'}): see dmesg")
+    return online
 
 
 @contextmanager
@@ -104,10 +111,16 @@ def _make_dax_device(space: Namespace, timeout_s: float) -> str:
         "--mode=devdax",
         "--map=mem",
     ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except FileNotFoundError as e:
+        raise NotOnline("ndctl is not installed: apt-get install ndctl") from e
     if done.returncode != 0:
         raise NotOnline(f"ndctl: {done.stderr.strip()}")
-    chosen = json.loads(done.stdout)["daxregion"]["devices"][0]["chardev"]
+    try:
+        chosen = json.loads(done.stdout)["daxregion"]["devices"][0]["chardev"]
+    except (ValueError, LookupError, TypeError) as e:
+        raise NotOnline(f"ndctl does not name the dax device that it made: {done.stdout.strip()}") from e
     _wait(lambda: (space.root / DAX_BUS / "devices" / chosen).exists() or None, timeout_s, f"no {chosen}")
     return str(chosen)
 

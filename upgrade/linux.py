@@ -22,6 +22,15 @@ KEXEC_FILE_NO_INITRAMFS: Final = 0x4
 # include/uapi/asm-generic/mman-common.h
 MADV_POPULATE_READ: Final = 22
 
+# include/uapi/asm-generic/mman.h
+PROT_READ: Final = 0x1
+MAP_SHARED: Final = 0x01
+MAP_NORESERVE: Final = 0x4000
+
+# include/uapi/linux/memfd.h
+MFD_HUGETLB: Final = 0x4
+MFD_HUGE_SHIFT: Final = 26
+
 # include/uapi/linux/sched.h
 CLONE_NEWIPC: Final = 0x08000000
 
@@ -140,11 +149,41 @@ def tsc_reader() -> Callable[[], int]:
     return read
 
 
-def populate_read(address: int, size_bytes: int) -> None:
-    """Have the page tables of a mapping of ours filled (madvise(2), Linux 5.14)."""
+def reader_ahead() -> Callable[[int, int], None]:
+    """Return a function that has the page tables of a mapping of ours filled (madvise(2), Linux 5.14).
+
+    It takes address and size in bytes. It may be called a hundred thousand times.
+    """
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+
+    def populate_read(address: int, size_bytes: int) -> None:
+        if madvise(address, size_bytes, MADV_POPULATE_READ) != 0:
+            raise _failed("madvise(MADV_POPULATE_READ)")
+
+    return populate_read
+
+
+def map_shared(fd: int, size_bytes: int) -> int:
+    """Map an object for reading, also what lies behind its end; return the address (mmap(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes), MADV_POPULATE_READ) != 0:
-        raise _failed("madvise(MADV_POPULATE_READ)")
+    libc.mmap.restype = ctypes.c_ssize_t
+    # no reservation: else the holes of an object of huge pages would need as many of them
+    address = int(
+        libc.mmap(
+            None, ctypes.c_size_t(size_bytes), PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, ctypes.c_long(0)
+        )
+    )
+    if address == -1:
+        raise _failed("mmap")
+    return address
+
+
+def unmap(address: int, size_bytes: int) -> None:
+    """Unmap what ``map_shared`` mapped (munmap(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes)) != 0:
+        raise _failed("munmap")
 
 
 def enter_ipc_namespace(fd: int) -> None:

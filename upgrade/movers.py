@@ -39,6 +39,15 @@ def quiet(host: Host, before: Mapping[str, str]) -> None:
 
 
 def restore(host: Host, before: Mapping[str, str]) -> None:
-    """Let everything move again as it did."""
+    """Let everything move again as it did.
+
+    :raises OSError: if a knob cannot be set, when all others are
+    """
+    failed: OSError | None = None
     for knob, value in before.items():
-        host.write(knob, value)
+        try:
+            host.write(knob, value)
+        except OSError as e:
+            failed = failed or e
+    if failed is not None:
+        raise failed

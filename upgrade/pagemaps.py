@@ -3,14 +3,16 @@
 
 A file of pagemaps begins with two magic numbers; then come a head and entries, each with its length before it. They
 are parsed one by one with pycriu's generated classes: pycriu's own reader makes a dictionary of each, and the tasks
-stand still meanwhile.
+stand still meanwhile. For the same reason the numbers are kept in arrays.
 """
 
 import re
 import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from upgrade.criu import pagemap_messages
 from upgrade.errors import UpgradeError
@@ -31,14 +33,16 @@ class Pagemap:
     shared: bool
     file: str
     """The name of the file that holds the pages."""
-    runs: tuple[tuple[int, int], ...]
-    """Address (or offset in the object) and number of pages, in the order of the file; what it does not hold is
-    left out."""
+    starts: "array[int]"
+    """Of each run of pages the address (or offset in the object), in the order of the file; what it does not hold is
+    left out. 64 bits with a sign."""
+    counts: "array[int]"
+    """Of each run the number of pages."""
 
     @property
     def pages(self) -> int:
         """Return how many pages the file holds."""
-        return sum(pages for _, pages in self.runs)
+        return sum(self.counts)
 
 
 def read_all(directory: Path) -> list[Pagemap]:
@@ -56,32 +60,41 @@ def read_all(directory: Path) -> list[Pagemap]:
 
 def _read(path: Path, number: int, *, shared: bool) -> Pagemap:
     rpc = pagemap_messages()
-    messages = _messages(path)
+    starts, counts = array("q"), array("q")
     try:
+        messages = _messages(path)
         head = rpc.pagemap_head.FromString(next(messages))
-        entries = [rpc.pagemap_entry.FromString(message) for message in messages]
+        parse = rpc.pagemap_entry.FromString
+        # CRIU 4.2 moved the count to a field of 64 bits and writes 0 to the old one.
+        moved = "compat_nr_pages" in rpc.pagemap_entry.DESCRIPTOR.fields_by_name
+        for message in messages:
+            entry = parse(message)
+            if entry.flags & PE_PRESENT or not (entry.flags or _is_hole(entry)):
+                starts.append(entry.vaddr)
+                counts.append((entry.nr_pages or entry.compat_nr_pages) if moved else entry.nr_pages)
+    except UpgradeError:
+        raise
+    except StopIteration:
+        raise UpgradeError("ends before its head", subject=str(path)) from None
     except Exception as e:  # DecodeError is a ValueError in one implementation of protobuf only
         raise UpgradeError(f"cannot be read: {e!r}", subject=str(path)) from e
-    runs = tuple((e.vaddr, _pages(e)) for e in entries if _present(e))
-    return Pagemap(number, shared, f"pages-{head.pages_id}.img", runs)
+    return Pagemap(number, shared, f"pages-{head.pages_id}.img", starts, counts)
 
 
 def _messages(path: Path) -> Iterator[bytes]:
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
         raise UpgradeError("is no pagemap", subject=str(path))
-    at = len(_MAGIC)
-    while at < len(data):
-        (size,) = struct.unpack_from("<I", data, at)
-        yield data[at + 4 : at + 4 + size]
-        at += 4 + size
+    at, end = len(_MAGIC), len(data)
+    length = struct.Struct("<I").unpack_from
+    while at < end:
+        start = at + 4
+        at = start + (length(data, at)[0] if start <= end else end)
+        if at > end:  # protobuf may well accept a part of a message
+            raise UpgradeError("is cut off", subject=str(path))
+        yield data[start:at]
 
 
-def _pages(entry: object) -> int:
-    # CRIU 4.2 moved the count to a field of 64 bits and writes 0 to the old one.
-    return int(getattr(entry, "nr_pages", 0) or getattr(entry, "compat_nr_pages", 0))
-
-
-def _present(entry: object) -> bool:
-    flags = int(getattr(entry, "flags", 0))
-    return bool(flags & PE_PRESENT)
+def _is_hole(entry: Any) -> bool:
+    """Tell whether an entry without flags has no pages (criu/pagemap.c, init_compat_pagemap_entry())."""
+    return entry.HasField("flags") or bool(entry.in_parent)

@@ -2,13 +2,16 @@
 """The ranges of this host: the first ``memmap=`` range is for metadata, all others are for page frames."""
 
 from memfs import hotplug, namespace, ranges, store
+from memfs.namespace import Namespace
 from memfs.ranges import Range
 from upgrade.host import Host
 from upgrade.process import run
 
 TIMEOUT_S = 20.0
-# ours: what the frame map leaves behind, and what a dax device is known by
-_OURS = ("erofs", "")
+VOLUME = "seamless-frames"
+"""The label of the frame map's file system, which stays behind on its range."""
+# blkid(8): nothing was found
+_NOTHING = 2
 
 
 def for_frames(host: Host) -> tuple[Range, ...]:
@@ -35,11 +38,27 @@ def bring_online(host: Host, span: Range) -> tuple[Range, ...]:
     """
     run(["modprobe", "--all", *hotplug.MODULES])
     space = namespace.find(span, host.root)
-    device = space.block_device if space is not None else None
-    if device is not None:
-        kind = run(["blkid", "--probe", "--output", "value", "--match-tag", "TYPE", str(device)], check=False)
-        if kind.stdout.strip() not in _OURS:
-            raise store.ForeignData(
-                f"{device} holds data that seamless-upgrade did not write: {kind.stdout.strip()}"
-            )
+    if space is not None:
+        _refuse_foreign(space)
     return hotplug.bring_online(span, TIMEOUT_S, host.root)
+
+
+def _refuse_foreign(space: Namespace) -> None:
+    """Refuse a namespace that somebody else uses.
+
+    Ours are dax devices, or block devices that hold a frame map or nothing.
+    """
+    if space.holder and not space.holder.startswith("dax"):
+        raise store.ForeignData(
+            f"{space.name} belongs to {space.holder}, which seamless-upgrade did not make (ndctl list -N shows it)"
+        )
+    device = space.block_device
+    if device is None:
+        return
+    found = run(["blkid", "--probe", "--output", "export", str(device)], check=False)
+    if found.returncode == _NOTHING and not found.stderr.strip():  # the same status as for an error
+        return
+    tags = dict(line.split("=", 1) for line in found.stdout.splitlines() if "=" in line)
+    if found.returncode != 0 or (tags.get("TYPE"), tags.get("LABEL")) != ("erofs", VOLUME):
+        what = tags.get("TYPE") or tags.get("PTTYPE") or found.stderr.strip() or "more than one kind"
+        raise store.ForeignData(f"{device} holds data that seamless-upgrade did not write: {what}")

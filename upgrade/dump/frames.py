@@ -7,31 +7,33 @@ few that do not lie in range R are copied.
 """
 
 import os
+import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
 from memfs import erofs, frames, hotplug, prefix
 from memfs.erofs import BLOCK_BYTES
-from memfs.frames import FrameMap, GapFull, Piece
-from memfs.pagemap import Pfns
+from memfs.frames import Copies, FrameMap, GapFull, Piece
+from memfs.pagemap import Pfns, Runs
+from memfs.prefix import Prefix
 from memfs.ranges import Range
-from upgrade import pagemaps
+from upgrade import pagemaps, ranges
 from upgrade.dump import memory
 from upgrade.dump.memory import Memory
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.pagemaps import PAGE_BYTES, Pagemap
 
-VOLUME = "seamless-frames"
 NOWHERE = "/dev/null"
 SPARE_LINKS = 64
 COPY_AT_ONCE_BYTES = 4 << 20
+FIND_MOVER = "find out what moves them (compaction, NUMA balancing, KSM), or copy: --pages copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,27 @@ class _File:
     """One ``pages-N.img`` to be: its name in the frame map, whose it is and where its pages are."""
 
     container: Stopped
-    pages: Pagemap
+    image: str
+    runs: Runs
+    pages: int
     memory: Memory
+
+    @classmethod
+    def of(cls, container: Stopped, pages: Pagemap, memory: Memory) -> "_File":
+        runs = Runs(np.frombuffer(pages.starts, np.int64), np.frombuffer(pages.counts, np.int64))
+        return cls(container, pages.file, runs, runs.pages, memory)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.pages * PAGE_BYTES
 
     @property
     def name(self) -> str:
-        return file_name(self.container.number, self.pages.file)
+        return file_name(self.container.number, self.image)
 
     @property
     def link(self) -> Path:
-        return self.container.directory / self.pages.file
+        return self.container.directory / self.image
 
 
 def file_name(container: int, image: str) -> str:
@@ -113,13 +126,23 @@ class Frames:
             for online in hotplug.online_spans(span, self.host.root):
                 at = first + (online.start_bytes - span.start_bytes) // BLOCK_BYTES
                 self.pieces.append(Piece(online, at))
+        if not self.pieces:
+            raise UpgradeError(
+                "no part of the frames ranges is online any more", hint="find out who took it offline (dmesg)"
+            )
         self.gap_bytes = min(p.first_block for p in self.pieces) * BLOCK_BYTES
 
     def __enter__(self) -> "Frames":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stack.close()
+        while error is not None:
+            # an error on its way keeps the map's file open with it, and then its file system cannot be unmounted
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
 
     def capture(self, containers: Iterable[Stopped]) -> dict[int, Kept]:
         """Make the map and write it; return by number how each container goes across.
@@ -141,17 +164,21 @@ class Frames:
             except (GapFull, prefix.GapTooSmall) as e:
                 if not self.files:
                     raise UpgradeError(str(e), subject=str(self.target)) from e
-                worst = max(stopped, key=lambda c: outside.get(c.number, -1))
+                weight = outside if isinstance(e, GapFull) else self._pages()
+                worst = max(stopped, key=lambda c: weight.get(c.number, -1))
                 self._copy(worst)
                 kept[worst.number] = Kept(in_place=False)
         self._clean_up(stopped)
         for number, pages in outside.items():
-            names = tuple(f.pages.file for f in self.files if f.container.number == number)
+            names = tuple(f.image for f in self.files if f.container.number == number)
             kept[number] = Kept(stragglers=pages, files=names)
         return kept
 
     def moved(self) -> bool:
-        """Look again at every frame; if one has moved the map is written anew and has to be looked at again."""
+        """Look again at every frame; if one has moved the map is written anew and has to be looked at again.
+
+        :raises UpgradeError: if there is no room for the pages that lie outside now
+        """
         if self.made is None:
             return False
         found = self._look()
@@ -159,7 +186,10 @@ class Frames:
             len(image.outdated(now, self.pieces)) for image, now in zip(self.made.images, found, strict=True)
         ):
             return False
-        self._write(found)
+        try:
+            self._write(found)
+        except (GapFull, prefix.GapTooSmall) as e:
+            raise UpgradeError(f"page frames moved out of the ranges: {e}", hint=FIND_MOVER) from e
         return True
 
     def _open(self, container: Stopped) -> None:
@@ -167,11 +197,11 @@ class Frames:
         maps = pagemaps.read_all(container.directory)
         kept = [m for m in maps if m.pages and (container.directory / m.file).is_symlink()]
         opened = self.stack.enter_context(memory.opened(self.host, container.root_pid, container.pids, kept))
-        self.files += [_File(container, m, where) for m, where in zip(kept, opened, strict=True)]
+        self.files += [_File.of(container, m, where) for m, where in zip(kept, opened, strict=True)]
 
     def _look(self) -> list[Pfns]:
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            return list(pool.map(lambda f: f.memory.frames(f.pages.runs), self.files))
+            return list(pool.map(lambda f: f.memory.frames(f.runs), self.files))
 
     def _outside(self, found: Sequence[Pfns]) -> dict[int, int]:
         """Return by container how many of its pages do not lie in R."""
@@ -181,31 +211,57 @@ class Frames:
             count[file.container.number] = count.get(file.container.number, 0) + int(outside)
         return count
 
+    def _pages(self) -> dict[int, int]:
+        """Return by container how many pages it has in the map."""
+        count: dict[int, int] = {}
+        for file in self.files:
+            count[file.container.number] = count.get(file.container.number, 0) + file.pages
+        return count
+
     def _write(self, found: Sequence[Pfns]) -> None:
         """Build the map and write it, with the stragglers' contents."""
         planned = prefix.layout(
-            [erofs.File(f.name, f.pages.pages * PAGE_BYTES) for f in self.files],
+            [erofs.File(f.name, f.size_bytes) for f in self.files],
             self.gap_bytes,
             self.device_blocks,
             self.extra,
         )
         made = frames.build(found, self.pieces, planned.gap)
-        with prefix.create(self.target, planned, len(made.copies.blocks)) as out:
+        try:
+            out = prefix.create(self.target, planned, len(made.copies.blocks))
+        except OSError as e:
+            size = (planned.gap.start_block + len(made.copies.blocks)) * BLOCK_BYTES
+            raise UpgradeError(
+                f"the frame map with {len(made.copies.blocks)} copied pages, {size >> 20} MiB, cannot be written: {e}",
+                subject=str(self.target),
+                hint="make the range for metadata larger (memmap=)",
+            ) from e
+        with out:
             names = [f.name for f in self.files]
-            out.write(dict(zip(names, (i.blocks for i in made.images), strict=True)), volume=VOLUME)
-            for image, page, block in zip(
-                made.copies.images.tolist(),
-                made.copies.pages.tolist(),
-                made.copies.blocks.tolist(),
-                strict=True,
-            ):
-                self.files[image].memory.read(_address(self.files[image].pages, page), out.page(block))
+            out.write(dict(zip(names, (i.blocks for i in made.images), strict=True)), volume=ranges.VOLUME)
+            self._copy_stragglers(made.copies, out)
         self.made = made
+
+    def _copy_stragglers(self, copies: Copies, out: Prefix) -> None:
+        """Copy pages to the blocks that the map has for them, neighbours together."""
+        edges = np.searchsorted(copies.images, np.arange(len(self.files) + 1)).tolist()
+        for file, start, end in zip(self.files, edges[:-1], edges[1:], strict=True):
+            if start == end:
+                continue
+            addresses = file.runs.addresses(copies.pages[start:end])
+            firsts = np.flatnonzero(np.diff(addresses, prepend=-1) != PAGE_BYTES)
+            counts = np.diff(firsts, append=end - start)
+            blocks = copies.blocks[start:end][firsts]
+            with file.memory.reading() as read:
+                for address, block, count in zip(
+                    addresses[firsts].tolist(), blocks.tolist(), counts.tolist(), strict=True
+                ):
+                    read(address, out.pages(block, count))
 
     def _copy(self, container: Stopped) -> None:
         """Copy all pages of a container beside its images; it is no part of the map any more."""
         files = [f for f in self.files if f.container.number == container.number]
-        size = sum(f.pages.pages for f in files) * PAGE_BYTES
+        size = sum(f.size_bytes for f in files)
         state = os.statvfs(container.directory)
         if size > state.f_bavail * state.f_frsize:
             raise UpgradeError(
@@ -226,20 +282,12 @@ class Frames:
                     left.unlink()
 
 
-def _address(pages: Pagemap, page: int) -> int:
-    """Return where a page of a file is in its memory."""
-    ends = list(accumulate(count for _, count in pages.runs))
-    run = int(np.searchsorted(ends, page, side="right"))
-    start, count = pages.runs[run]
-    return start + (page - (ends[run] - count)) * PAGE_BYTES
-
-
 def _copy_file(file: _File) -> None:
     file.link.unlink()
     buffer = memoryview(bytearray(COPY_AT_ONCE_BYTES))
-    with file.link.open("xb") as out:
-        for start, pages in file.pages.runs:
+    with file.link.open("xb") as out, file.memory.reading() as read:
+        for start, pages in zip(file.runs.starts.tolist(), file.runs.counts.tolist(), strict=True):
             for at in range(start, start + pages * PAGE_BYTES, COPY_AT_ONCE_BYTES):
                 part = buffer[: min(COPY_AT_ONCE_BYTES, start + pages * PAGE_BYTES - at)]
-                file.memory.read(at, part)
+                read(at, part)
                 out.write(part)

@@ -5,83 +5,124 @@ Both tell the frames of their pages and let them be read. A page of shared memor
 object is mapped here, and the frames are looked up in our own page table.
 """
 
-import ctypes
-import mmap
 import os
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from memfs import pagemap
-from memfs.pagemap import Pfns
+from memfs.pagemap import PAGE_BYTES, PagemapEnds, Pages, Pfns, Runs
 from upgrade import linux
+from upgrade.dump.objects import Objects
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
-from upgrade.pagemaps import PAGE_BYTES, Pagemap
+from upgrade.pagemaps import Pagemap
 
-Runs = Sequence[tuple[int, int]]
-"""Address (or offset) in bytes and number of pages of each run."""
+Read: TypeAlias = Callable[[int, memoryview], None]
+"""Reads the contents from an address (or offset) on."""
+
+# mm/memory.c, fault_around_pages: who has one page mapped gets its neighbours that are in memory as well
+_AROUND_BYTES = 64 << 10
 
 
 class Memory(Protocol):
-    """Something with pages."""
+    """Something with pages. Addresses are offsets in an object of shared memory."""
 
     def frames(self, runs: Runs) -> Pfns:
         """Return the frames of pages, one behind the other; 0 where there is none."""
         ...
 
-    def read(self, address: int, into: memoryview) -> None:
-        """Read the contents from an address (or offset) on."""
+    def reading(self) -> AbstractContextManager[Read]:
+        """Return what reads its contents."""
         ...
 
 
 class TaskMemory:
-    """The memory of a stopped task."""
+    """The memory of a stopped task. Nothing of it stays open: there may be thousands of tasks."""
 
-    def __init__(self, host: Host, pid: int) -> None:
+    def __init__(self, host: Host, pid: int | str) -> None:
         self.pid = pid
-        self.table = os.open(host.path(f"/proc/{pid}/pagemap"), os.O_RDONLY | os.O_CLOEXEC)
-        self.contents = os.open(host.path(f"/proc/{pid}/mem"), os.O_RDONLY | os.O_CLOEXEC)
+        self.directory = host.path(f"/proc/{pid}")
 
     def frames(self, runs: Runs) -> Pfns:
         """Return the frames of pages, one behind the other; 0 where there is none."""
-        return pagemap.pfns_of_runs(self.table, runs)
+        try:
+            return pagemap.pfns_of_runs(self.directory / "pagemap", runs)
+        except (PagemapEnds, OSError) as e:
+            raise UpgradeError(
+                f"it is gone, or has not the memory that was dumped: {e}", subject=f"PID {self.pid}"
+            ) from e
 
-    def read(self, address: int, into: memoryview) -> None:
-        """Read the contents from an address on."""
-        while into:
-            done = os.preadv(self.contents, [into], address)
-            if done <= 0:
-                raise UpgradeError(f"its memory at {address:#x} cannot be read", subject=f"PID {self.pid}")
-            into, address = into[done:], address + done
+    @contextmanager
+    def reading(self) -> Iterator[Read]:
+        """Return what reads its contents."""
+        contents = os.open(self.directory / "mem", os.O_RDONLY | os.O_CLOEXEC)
 
-    def close(self) -> None:
-        """Let go of the task."""
-        os.close(self.table)
-        os.close(self.contents)
+        def read(address: int, into: memoryview) -> None:
+            while into:
+                try:
+                    done = os.preadv(contents, [into], address)
+                except OSError as e:
+                    raise self._unreadable(address, e.strerror) from e
+                if done <= 0:
+                    raise self._unreadable(address, "it has none there")
+                into, address = into[done:], address + done
+
+        try:
+            yield read
+        finally:
+            os.close(contents)
+
+    def _unreadable(self, address: int, why: str | None) -> UpgradeError:
+        return UpgradeError(f"its memory at {address:#x} cannot be read: {why}", subject=f"PID {self.pid}")
 
 
 class SharedMemory:
-    """An object of shared memory, mapped at ``address`` for reading."""
+    """An object of shared memory, mapped here at ``address`` for reading."""
 
-    def __init__(self, view: memoryview, address: int, table: int) -> None:
-        self.view = view
+    def __init__(self, address: int) -> None:
         self.address = address
-        self.table = table
+        # through the kernel: if somebody cuts the object off this is an error and no signal
+        self.ours = TaskMemory(Host(), "self")
 
     def frames(self, runs: Runs) -> Pfns:
         """Return the frames of pages, one behind the other; 0 where there is none."""
-        for offset, pages in runs:
-            linux.populate_read(self.address + offset, pages * PAGE_BYTES)
-        return pagemap.pfns_of_runs(self.table, [(self.address + offset, pages) for offset, pages in runs])
+        here = Runs(runs.starts + self.address, runs.counts)
+        found = self.ours.frames(here)
+        for around in (True, False):
+            missing = np.flatnonzero(found == 0)
+            if not len(missing):
+                break
+            _populate(here.addresses(missing), around=around)
+            found = self.ours.frames(here)
+        return found
 
-    def read(self, address: int, into: memoryview) -> None:
-        """Read the contents from an offset on."""
-        into[:] = self.view[address : address + len(into)]
+    @contextmanager
+    def reading(self) -> Iterator[Read]:
+        """Return what reads its contents."""
+        with self.ours.reading() as read:
+            yield lambda offset, into: read(self.address + offset, into)
+
+
+def _populate(pages: Pages, *, around: bool) -> None:
+    """Have pages mapped, given by ascending addresses of ours.
+
+    :param around: leave out pages that may be mapped together with one of their neighbours
+    """
+    first = np.flatnonzero(np.diff(pages, prepend=-1) != PAGE_BYTES)
+    starts, sizes = pages[first], np.diff(first, append=len(pages)) * PAGE_BYTES
+    if around:
+        kept = np.diff(starts // _AROUND_BYTES, prepend=-1) != 0
+        kept |= sizes > _AROUND_BYTES
+        starts, sizes = starts[kept], sizes[kept]
+    populate = linux.reader_ahead()
+    for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+        try:
+            populate(start, size)
+        except OSError as e:
+            raise UpgradeError(f"shared memory cannot be read: {e}") from e
 
 
 @contextmanager
@@ -92,109 +133,31 @@ def opened(host: Host, root_pid: int, pids: Sequence[int], maps: Sequence[Pagema
     """
     with ExitStack() as stack:
         tasks = {} if all(m.shared for m in maps) else tasks_by_number(host, root_pid, pids)
-        objects = Objects(host, root_pid, pids, stack)
+        objects = Objects(host, root_pid, pids)
         found: list[Memory] = []
         for each in maps:
             if each.shared:
-                found.append(objects.open(each))
-                continue
-            if each.number not in tasks:
+                size = max(
+                    (s + n * PAGE_BYTES for s, n in zip(each.starts, each.counts, strict=True)), default=1
+                )
+                found.append(SharedMemory(stack.enter_context(objects.mapped(each.number, size))))
+            elif each.number in tasks:
+                found.append(TaskMemory(host, tasks[each.number]))
+            else:
                 raise UpgradeError("CRIU dumped it, but there is no such task", subject=f"PID {each.number}")
-            task = TaskMemory(host, tasks[each.number])
-            stack.callback(task.close)
-            found.append(task)
         yield found
 
 
 def tasks_by_number(host: Host, root_pid: int, pids: Iterable[int]) -> dict[int, int]:
     """Return the tasks by the number that CRIU knows them by: the one in the PID namespace of the tree's root."""
     level = len(_numbers(host, root_pid)) - 1
-    return {_numbers(host, pid)[level]: pid for pid in pids}
+    numbers = ((_numbers(host, pid), pid) for pid in pids)
+    # who has no number there is none of the tree, whatever it does in the cgroup
+    return {n[level]: pid for n, pid in numbers if len(n) > level}
 
 
 def _numbers(host: Host, pid: int) -> list[int]:
-    for line in host.read(f"/proc/{pid}/status").splitlines():
+    for line in host.read_or(f"/proc/{pid}/status", "").splitlines():
         if line.startswith("NSpid:"):
             return [int(word) for word in line.split()[1:]]
-    raise UpgradeError("the kernel does not tell its numbers (NSpid)", subject=f"PID {pid}")
-
-
-class Objects:
-    """The objects of shared memory of a container; CRIU calls each by its inode number."""
-
-    def __init__(self, host: Host, root_pid: int, pids: Sequence[int], stack: ExitStack) -> None:
-        self.host = host
-        self.root_pid = root_pid
-        self.pids = pids
-        self.stack = stack
-        self.files: dict[int, Path] | None = None
-
-    def open(self, wanted: Pagemap) -> Memory:
-        """Map the object of a pagemap.
-
-        :raises UpgradeError: if there is no such object
-        """
-        size = max((offset + pages * PAGE_BYTES for offset, pages in wanted.runs), default=PAGE_BYTES)
-        if self.files is None:
-            self.files = {**self._descriptors(), **self._mapped()}
-        table = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        self.stack.callback(os.close, table)
-        file = self.files.get(wanted.number)
-        if file is not None:
-            return self._map(file, size, table)
-        return self._attach(wanted.number, size, table)
-
-    def _map(self, file: Path, size: int, table: int) -> Memory:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mapped = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
-        finally:
-            os.close(fd)
-        # Not closed: views of it may live on. It goes with the last of them.
-        return SharedMemory(memoryview(mapped), int(np.frombuffer(mapped, np.uint8).ctypes.data), table)
-
-    def _attach(self, number: int, size: int, table: int) -> Memory:
-        """Map a segment of System V that no task has attached; it is known in its IPC namespace only."""
-        attached: list[int] = []
-
-        def work() -> None:
-            with open(self.host.path(f"/proc/{self.root_pid}/ns/ipc"), "rb") as space:
-                linux.enter_ipc_namespace(space.fileno())
-            attached.append(linux.attach_shared_memory(number))
-
-        thread = threading.Thread(target=work, name="IPC namespace")  # the namespace is the thread's own
-        thread.start()
-        thread.join()
-        if not attached:
-            raise UpgradeError(f"its shared memory {number} is not found", subject=f"PID {self.root_pid}")
-        self.stack.callback(linux.detach_shared_memory, attached[0])
-        view = memoryview((ctypes.c_char * size).from_address(attached[0])).cast("B")
-        return SharedMemory(view, attached[0], table)
-
-    def _mapped(self) -> dict[int, Path]:
-        found = {}
-        for pid in self.pids:
-            for line in self.host.read_or(f"/proc/{pid}/maps", "").splitlines():
-                words = line.split(maxsplit=5)
-                # objects have no name in any directory, so theirs are called deleted
-                if len(words) == 6 and words[5].endswith("(deleted)"):
-                    found[int(words[4])] = self.host.path(f"/proc/{pid}/map_files/{_as_linked(words[0])}")
-        return found
-
-    def _descriptors(self) -> dict[int, Path]:
-        found = {}
-        for pid in self.pids:
-            for number in self.host.list(f"/proc/{pid}/fd"):
-                file = self.host.path(f"/proc/{pid}/fd/{number}")
-                try:
-                    if os.readlink(file).startswith("/memfd:"):
-                        found[os.stat(file).st_ino] = file
-                except OSError:
-                    continue
-        return found
-
-
-def _as_linked(span: str) -> str:
-    """Return the name in ``map_files`` of a line in ``maps``: without leading zeroes."""
-    start, _, end = span.partition("-")
-    return f"{int(start, 16):x}-{int(end, 16):x}"
+    raise UpgradeError("it is gone, or the kernel does not tell its numbers (NSpid)", subject=f"PID {pid}")
