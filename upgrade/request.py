@@ -22,6 +22,8 @@ class Request:
     """Move pages into the ranges for frames before the freeze."""
     pages: str = "auto"
     """``in-place``, ``copy``, or ``auto``: in place where there is a range for it."""
+    verify: str = "sample"
+    """``frames``: digests of all pages in place are compared; ``sample``: of some."""
     restore: str = "auto"
     """``eager``, ``lazy``, or ``auto``: what measures best."""
 

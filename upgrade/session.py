@@ -22,6 +22,7 @@ from upgrade.netconf import Link
 FORMAT = 2
 FILE = "session.json"
 FRAMES_FILE = "frames"
+SAMPLES_FILE = "samples"
 JUMP_FILE = "jump"
 
 
@@ -52,10 +53,12 @@ class Dumped:
 
 @dataclass(frozen=True, slots=True)
 class FrameRecord:
-    """The frame map: the ranges it is about (the first one begins with it) and the checksum of its file."""
+    """The frame map: the ranges it is about (the first one begins with it), the checksums of its file and of the
+    digests of what lies in the frames."""
 
     spans: tuple[Range, ...]
     file: Sum
+    samples: Sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class Session:
     warnings: tuple[str, ...] = ()
     frames: FrameRecord | None = None
     restore: str = "auto"
+    verify: str = "sample"
     gathering: Mapping[str, Any] = field(default_factory=dict)
     """What moving pages into the ranges cost, if any were moved."""
     format: int = FORMAT
@@ -139,7 +143,9 @@ def _rebuild(data: dict[str, Any]) -> dict[str, Any]:
 def _frames(entry: dict[str, Any] | None) -> FrameRecord | None:
     if entry is None:
         return None
-    return FrameRecord(tuple(Range(**span) for span in entry["spans"]), Sum(**entry["file"]))
+    return FrameRecord(
+        tuple(Range(**span) for span in entry["spans"]), Sum(**entry["file"]), Sum(**entry["samples"])
+    )
 
 
 def _dumped(entry: dict[str, Any]) -> Dumped:

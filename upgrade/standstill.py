@@ -20,7 +20,7 @@ from upgrade.events import Events
 from upgrade.host import Host
 from upgrade.kexec import filesystems, load
 from upgrade.kexec.filesystems import Mount
-from upgrade.session import FILE, FRAMES_FILE, JUMP_FILE, Dumped, FrameRecord, Session
+from upgrade.session import FILE, FRAMES_FILE, JUMP_FILE, SAMPLES_FILE, Dumped, FrameRecord, Session
 from upgrade.undo import Undo
 
 # So often the frames are looked at again before the jump, if they move.
@@ -139,6 +139,7 @@ class Standstill:
             )
             for number, dumped in enumerate(session.containers)
         )
+        frames.sample(paths.STORE / SAMPLES_FILE, everything=session.verify == "frames")
         containers = tuple(
             replace(
                 dumped,
@@ -188,7 +189,11 @@ class Standstill:
         """Write down everything that the new kernel has to know."""
         record = None
         if frames.spans:
-            record = FrameRecord(frames.spans, checksums.of_file(paths.STORE / FRAMES_FILE))
+            record = FrameRecord(
+                frames.spans,
+                checksums.of_file(paths.STORE / FRAMES_FILE),
+                checksums.of_file(paths.STORE / SAMPLES_FILE),
+            )
         complete = replace(
             session,
             stamps=dict(self.events.stamps),

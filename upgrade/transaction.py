@@ -113,6 +113,7 @@ class Transaction:
             restore_timeout_seconds=self.config.restore_timeout_seconds,
             vdso=the_plan.vdso,
             restore=self.request.restore,
+            verify=self.request.verify,
         )
 
     def _last_pid(self, containers: tuple[Container, ...]) -> int:

@@ -68,7 +68,7 @@ sessions = st.builds(
     vdso=st.dictionaries(texts, json_values, max_size=2),
     warnings=names,
     frames=st.none()
-    | st.builds(FrameRecord, st.lists(ranges, max_size=2).map(tuple), st.builds(Sum, numbers, texts)),
+    | st.builds(FrameRecord, st.lists(ranges, max_size=2).map(tuple), *[st.builds(Sum, numbers, texts)] * 2),
     format=st.just(FORMAT),
 )
 

@@ -38,6 +38,7 @@ def request(options: argparse.Namespace) -> Request:
         gather=options.gather,
         pages=options.pages,
         restore=options.restore,
+        verify=options.verify,
     )
 
 

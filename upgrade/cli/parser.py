@@ -127,6 +127,12 @@ def _upgrade_options(verb: Parser) -> None:
         help="copy what does not lie in the range for page frames, instead of moving it there before the freeze",
     )
     verb.add_argument(
+        "--verify",
+        choices=("sample", "frames"),
+        default="sample",
+        help="compare a random choice of the memory that stays in place with its digests, or all of it",
+    )
+    verb.add_argument(
         "--restore",
         choices=("auto", "eager", "lazy"),
         default="auto",

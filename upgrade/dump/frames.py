@@ -8,7 +8,7 @@ few that do not lie in range R are copied.
 
 import os
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ import numpy as np
 
 from memfs import erofs, frames, hotplug, prefix
 from memfs.erofs import BLOCK_BYTES
-from memfs.frames import Copies, FrameMap, GapFull, Piece
+from memfs.frames import Copies, FrameMap, Gap, GapFull, Piece
 from memfs.pagemap import Pfns, Runs
-from memfs.prefix import Prefix
 from memfs.ranges import Range
 from upgrade import pagemaps, ranges
-from upgrade.dump import memory
+from upgrade.dump import memory, sampling
 from upgrade.dump.memory import Memory
+from upgrade.dump.spill import NoRoom, Spill
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.pagemaps import PAGE_BYTES, Pagemap
@@ -109,6 +109,7 @@ class Frames:
         self.stack = ExitStack()
         self.files: list[_File] = []
         self.made: FrameMap | None = None
+        self.spill: Spill | None = None
         self.pieces: list[Piece] = []
         if spans:
             self._number()
@@ -174,6 +175,10 @@ class Frames:
             kept[number] = Kept(stragglers=pages, files=names)
         return kept
 
+    def sample(self, target: Path, *, everything: bool) -> None:
+        """Write digests of what lies in the frames to the file ``target``."""
+        sampling.take({f.name: (f.runs, f.memory) for f in self.files}, target, everything=everything)
+
     def moved(self) -> bool:
         """Look again at every frame; if one has moved the map is written anew and has to be looked at again.
 
@@ -182,7 +187,8 @@ class Frames:
         if self.made is None:
             return False
         found = self._look()
-        if not any(
+        same = self.spill is None or not self.spill.moved()
+        if same and not any(
             len(image.outdated(now, self.pieces)) for image, now in zip(self.made.images, found, strict=True)
         ):
             return False
@@ -226,9 +232,12 @@ class Frames:
             self.device_blocks,
             self.extra,
         )
-        made = frames.build(found, self.pieces, planned.gap)
         try:
-            out = prefix.create(self.target, planned, len(made.copies.blocks))
+            made, spill = frames.build(found, self.pieces, planned.gap), None
+        except GapFull as e:
+            made, spill = self._spill(found, e.needed)
+        try:
+            out = prefix.create(self.target, planned, 0 if spill else len(made.copies.blocks))
         except OSError as e:
             size = (planned.gap.start_block + len(made.copies.blocks)) * BLOCK_BYTES
             raise UpgradeError(
@@ -239,11 +248,33 @@ class Frames:
         with out:
             names = [f.name for f in self.files]
             out.write(dict(zip(names, (i.blocks for i in made.images), strict=True)), volume=ranges.VOLUME)
-            self._copy_stragglers(made.copies, out)
-        self.made = made
+            if spill is None:
+                self._copy_stragglers(made.copies, lambda block, count: [out.pages(block, count)])
+        self.made, self.spill = made, spill
 
-    def _copy_stragglers(self, copies: Copies, out: Prefix) -> None:
-        """Copy pages to the blocks that the map has for them, neighbours together."""
+    def _spill(self, found: Sequence[Pfns], needed: int) -> tuple[FrameMap, Spill]:
+        """Build the map with stragglers that are copied into memory of ours, where that lies in the ranges.
+
+        :raises GapFull: if the ranges have no room for them either
+        """
+        beyond = Gap(self.device_blocks + sum(e.blocks for e in self.extra), needed)
+        made = frames.build(found, self.pieces, beyond)
+        try:
+            spill = Spill(needed, self.pieces)
+        except NoRoom as e:
+            raise GapFull(needed, e.found) from e
+        self._copy_stragglers(
+            made.copies, lambda block, count: spill.pages(block - beyond.start_block, count)
+        )
+        for image in made.images:
+            image.blocks[image.stragglers] = spill.blocks[image.blocks[image.stragglers] - beyond.start_block]
+        return made, spill
+
+    def _copy_stragglers(self, copies: Copies, pages: Callable[[int, int], Iterable[memoryview]]) -> None:
+        """Copy pages to the blocks that the map has for them, neighbours together.
+
+        :param pages: returns the memory of so many blocks from a block on, in pieces
+        """
         edges = np.searchsorted(copies.images, np.arange(len(self.files) + 1)).tolist()
         for file, start, end in zip(self.files, edges[:-1], edges[1:], strict=True):
             if start == end:
@@ -256,7 +287,9 @@ class Frames:
                 for address, block, count in zip(
                     addresses[firsts].tolist(), blocks.tolist(), counts.tolist(), strict=True
                 ):
-                    read(address, out.pages(block, count))
+                    for piece in pages(block, count):
+                        read(address, piece)
+                        address += len(piece)
 
     def _copy(self, container: Stopped) -> None:
         """Copy all pages of a container beside its images; it is no part of the map any more."""
