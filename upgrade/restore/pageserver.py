@@ -24,23 +24,26 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Lock, Thread, stack_size
 from typing import Any
 
 from upgrade import userfaultfd
+from upgrade.criu import pagemap_messages
 from upgrade.errors import UpgradeError
 from upgrade.restore import fdstore
 from upgrade.restore.journal import Journal, events_file, kept_messages
 from upgrade.restore.lazy import Layout, Pagemap, read_pagemap
 from upgrade.restore.lazytask import WINDOW_PAGES, Task
+from upgrade.restore.ondemand import PROGRESS, SOCKET
 from upgrade.userfaultfd import PAGE_BYTES, UFFD_EVENT_FORK
 
-SOCKET = "lazy-pages.socket"
 RESTORE_FINISHED = 0x52535446
 MOST_THREADS = 4
 PROGRESS_MS = 250
+DESCRIPTION_S = 600.0
 STACK_BYTES = 512 << 10
 SWITCH_S = 0.000_2
 """How long a thread of the background may keep the interpreter while a fault waits; Python's own value is 5 ms."""
@@ -89,10 +92,26 @@ def main(description: Path) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to stop early would be to lose memory
     stack_size(STACK_BYTES)
     sys.setswitchinterval(SWITCH_S)
+    with suppress(UpgradeError):  # if it cannot be loaded, that is told when it is needed
+        pagemap_messages()  # now, and not while a task waits for it
+    if not _wait_for(description):
+        return 0
     server = Server(description)
+    if not server.containers:
+        return 0
     server.start(fdstore.inherited())
     server.run()
     return 0
+
+
+def _wait_for(description: Path) -> bool:
+    """Wait for what the restore wants; the server is started beside it. False if it never says so."""
+    deadline = time.monotonic() + DESCRIPTION_S
+    while not description.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
 
 
 class Server:
@@ -105,7 +124,7 @@ class Server:
         ]
         self.journals = description.with_suffix(".d")
         self.journals.mkdir(mode=0o700, exist_ok=True)
-        self.progress = description.with_name("pages-progress.json")
+        self.progress = description.with_name(PROGRESS)
         self.lock = Lock()
         self.work = Condition(self.lock)
         self.pulls: deque[_Pull] = deque()
@@ -142,11 +161,13 @@ class Server:
 
     def _listen(self, container: Container) -> socket.socket:
         path = container.work / SOCKET
-        path.unlink(missing_ok=True)
+        fresh = container.work / "lazy-pages.new"
+        fresh.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(os.fspath(path))
+        listener.bind(os.fspath(fresh))
         listener.listen()
         fdstore.store(f"listen.{container.number}", listener.fileno())
+        fresh.rename(path)  # whoever sees it can connect
         return listener
 
     def _recall(self) -> None:
