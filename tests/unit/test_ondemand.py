@@ -30,9 +30,10 @@ PID = 4242
 
 
 @pytest.fixture
-def host(machine: Machine, here: Path) -> Machine:
+def host(machine: Machine, here: Path, programs: Programs) -> Machine:
     """Return a machine with userfaultfd and memory."""
     machine.file(ondemand.USERFAULTFD, "0")
+    programs.add("systemctl", "echo inactive")
     machine.file("/proc/meminfo", "MemTotal:  9 kB\nMemAvailable:  1048576 kB")
     return machine
 
@@ -52,16 +53,11 @@ def service(host: Machine, *containers: Dumped, **members: Any) -> tuple[PageSer
     return PageService(host.host, record, work_directory, said.append), said
 
 
-def described() -> list[str]:
-    return [entry["name"] for entry in json.loads(paths.PAGES.read_text())["containers"]]
-
-
-def test_memory_comes_from_a_server_that_was_there_first(host: Machine, programs: Programs) -> None:
-    programs.add("systemctl", "echo inactive")
+def test_memory_comes_from_the_server(host: Machine, programs: Programs) -> None:
     first, second = kept(0), kept(1)
     pages, said = service(host, first, second)
-    with Manager(paths.PAGES, wait=False) as manager:
-        pages.start()
+    pages.start()
+    with Manager(paths.PAGES) as manager:
         assert pages.serves(first)
         assert pages.serves(second)
         tasks = [
@@ -82,19 +78,20 @@ def test_memory_comes_from_a_server_that_was_there_first(host: Machine, programs
     ("mode", "members"),
     [("eager", {}), ("lazy", {"in_place": False}), ("lazy", {"container": "user namespace"})],
 )
-def test_what_cannot_be_restored_on_demand_is_not(host: Machine, mode: str, members: dict[str, Any]) -> None:
+def test_what_cannot_be_restored_on_demand_is_not(
+    host: Machine, programs: Programs, mode: str, members: dict[str, Any]
+) -> None:
     if "container" in members:
         data = {"namespaces": {"NEWPID": "", "NEWUSER": ""}}
         members = {"container": Container("web", "runc", "/web", 5, False, False, data)}
     one = replace(kept(0), **members)
     pages, said = service(host, one, restore=mode)
-    with Manager(paths.PAGES, wait=False) as manager:
-        pages.start()
-        assert described() == []
-        assert not pages.serves(one)
-        assert manager.ended.wait(20)
-        assert manager.status == 0
+    pages.start()
+    assert not paths.PAGES.exists()
+    assert not pages.serves(one)
     assert pages.wait() == {}
+    pages.end()
+    assert programs.calls() == []
     assert len(said) == (mode == "lazy")
 
 
@@ -102,7 +99,7 @@ def test_without_userfaultfd_nothing_is(host: Machine) -> None:
     (host.root / ondemand.USERFAULTFD.lstrip("/")).unlink()
     pages, said = service(host, kept(0))
     pages.start()
-    assert described() == []
+    assert not paths.PAGES.exists()
     assert "userfaultfd" in said[0]
 
 
@@ -119,12 +116,21 @@ def test_without_a_server_it_is_restored_eagerly_and_said(
     assert pages.wait() == {}
 
 
+def test_a_server_that_systemd_does_not_start_is_not_waited_for(host: Machine, programs: Programs) -> None:
+    programs.add("systemctl", "echo 'Unit is masked.' >&2; exit 1")
+    one = kept(0)
+    pages, said = service(host, one)
+    pages.start()
+    assert not pages.serves(one)
+    assert "masked" in said[0]
+
+
 def test_more_than_fits_is_restored_eagerly(host: Machine) -> None:
     host.file("/proc/meminfo", f"MemAvailable: {PAGES * 4 * 3 // 2} kB")
     first, second = kept(0), kept(1)
     pages, said = service(host, first, second)
-    with Manager(paths.PAGES, wait=False) as manager:
-        pages.start()
+    pages.start()
+    with Manager(paths.PAGES) as manager:
         assert pages.serves(first)
         assert not pages.serves(second)
         pages.leave(first)
@@ -136,8 +142,8 @@ def test_more_than_fits_is_restored_eagerly(host: Machine) -> None:
 def test_a_restore_that_failed_does_not_leave_the_server_waiting(host: Machine, programs: Programs) -> None:
     one = kept(0)
     pages, _ = service(host, one)
-    with Manager(paths.PAGES, wait=False) as manager:
-        pages.start()
+    pages.start()
+    with Manager(paths.PAGES) as manager:
         assert pages.serves(one)
         pages.leave(one)
         pages.leave(one)
@@ -155,7 +161,7 @@ def test_a_server_that_comes_too_late_is_sent_away(
     pages.start()
     assert not pages.serves(one)
     monkeypatch.setattr(ondemand, "POLL_S", 0.01)
-    with Manager(paths.PAGES, wait=False) as manager:
+    with Manager(paths.PAGES) as manager:
         pid = manager.process.pid
         programs.add("systemctl", f"kill -0 {pid} 2>/dev/null && echo active || echo inactive")
         pages.end()
@@ -167,7 +173,7 @@ def test_a_server_that_does_not_end_keeps_its_frames(
 ) -> None:
     programs.add("systemctl", "echo active")
     monkeypatch.setattr(ondemand, "END_S", 0.02)
-    pages, _ = service(host)
+    pages, _ = service(host, kept(0))
     pages.start()
     with pytest.raises(UpgradeError, match="does not end"):
         pages.end()
@@ -177,8 +183,8 @@ def test_a_server_that_does_not_end_keeps_its_frames(
 def test_memory_that_does_not_come_is_an_error(host: Machine) -> None:
     one = kept(0)
     pages, _ = service(host, one, restore_timeout_seconds=0.3)
-    with Manager(paths.PAGES, wait=False) as manager:
-        pages.start()
+    pages.start()
+    with Manager(paths.PAGES) as manager:
         assert pages.serves(one)
         with socket.socket(socket.AF_UNIX) as line:  # a CRIU that says nothing
             line.connect(str(work_directory(one) / ondemand.SOCKET))

@@ -18,7 +18,7 @@ from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.kexec.cmdline import session_of
 from upgrade.process import run
-from upgrade.restore import arrival, fdstore, frames, ondemand
+from upgrade.restore import arrival, fdstore, frames
 from upgrade.restore.arrival import Arrival
 from upgrade.restore.frames import FrameMount
 from upgrade.restore.ondemand import PageService
@@ -57,7 +57,6 @@ def _main() -> int:
     try:
         arrived = arrival.open_store(host, identity)
     except Exception as e:
-        attempt(ondemand.describe, "the page server waits", [])
         return _without_store(host, identity, str(e))
     return _restore(host, clock, arrived, begun_at)
 

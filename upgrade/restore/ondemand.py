@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The restore's side of the page server: whose memory comes on demand, and whether all of it has come.
 
-The server is a unit of its own (``seamless-upgrade-pages.service``), which systemd starts beside the restore, because
-its start would be downtime. It waits for the description that is written here; one without containers ends it.
+The server is a unit of its own (``seamless-upgrade-pages.service``). It is started as soon as the session is known,
+because its start would be downtime: until the frames can be read there are other things to wait for.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 from upgrade import paths
@@ -26,7 +26,7 @@ SOCKET = "lazy-pages.socket"
 """CRIU looks for it in its work directory (criu/include/uffd.h)."""
 PROGRESS = "pages-progress.json"
 
-READY_S = 10.0
+READY_S = 20.0
 """How long a container waits for the page server before it is restored eagerly."""
 END_S = 60.0
 SAY_S = 10.0
@@ -71,6 +71,7 @@ class PageService:
         self._room_bytes: int | None = None
         self._chosen = {d.directory: d for d in session.containers if self._is_wanted(session, d)}
         self._left: dict[str, Dumped] = {}
+        self._broken: str | None = None
 
     def _is_wanted(self, session: Session, dumped: Dumped) -> bool:
         if (session.restore if session.restore != "auto" else AUTO) != "lazy":
@@ -81,9 +82,11 @@ class PageService:
         return against is None
 
     def start(self) -> None:
-        """Tell the page server what to do."""
+        """Start the page server, if there is anything for it to do."""
+        if not self._chosen:
+            return
         try:
-            describe(
+            _describe(
                 {
                     "name": dumped.container.name,
                     "images": os.fspath(paths.STORE / dumped.directory),
@@ -92,8 +95,14 @@ class PageService:
                 for dumped in self._chosen.values()
             )
         except OSError as e:
-            self._warn(f"the page server cannot be told anything: {e}")
-            self._chosen = {}
+            self._broken = f"the page server cannot be told anything: {e}"
+        Thread(target=self._start_unit, daemon=True).start()
+
+    def _start_unit(self) -> None:
+        try:
+            run(["systemctl", "start", "--no-block", paths.PAGES_UNIT])
+        except UpgradeError as e:
+            self._broken = f"the page server does not start: {e}"
 
     def serves(self, dumped: Dumped) -> bool:
         """Tell whether a container may be restored on demand; waits for the server. Its frames must be there."""
@@ -114,8 +123,9 @@ class PageService:
             return False
         deadline = time.monotonic() + READY_S
         while not (self.work(dumped) / SOCKET).exists():
-            if time.monotonic() > deadline:
-                self._warn(f"{name} is restored eagerly: no page server within {READY_S:.0f} s")
+            if self._broken or time.monotonic() > deadline:
+                why = self._broken or f"no page server within {READY_S:.0f} s"
+                self._warn(f"{name} is restored eagerly: {why}")
                 self.leave(dumped)
                 return False
             time.sleep(0.002)
@@ -188,6 +198,10 @@ class PageService:
 
         :raises UpgradeError: if it does not
         """
+        if not self._chosen and not self._left:
+            return
+        if not self._chosen:
+            paths.PAGES.unlink(missing_ok=True)  # a server that only fails is not started anew without it
         deadline = time.monotonic() + END_S
         while run(["systemctl", "is-active", paths.PAGES_UNIT], check=False).stdout.strip() in _RUNNING:
             for dumped in self._left.values():
@@ -207,8 +221,8 @@ class PageService:
 _RUNNING = ("active", "activating", "deactivating", "reloading")
 
 
-def describe(containers: Iterable[Mapping[str, str]] = ()) -> None:
-    """Write the server's description, whole or not at all; without containers it has nothing to do."""
+def _describe(containers: Iterable[Mapping[str, str]]) -> None:
+    """Write the server's description, whole or not at all."""
     fresh = paths.PAGES.with_suffix(".new")
     fresh.write_text(json.dumps({"containers": list(containers)}))
     fresh.rename(paths.PAGES)

@@ -43,7 +43,6 @@ from upgrade.userfaultfd import PAGE_BYTES, UFFD_EVENT_FORK
 RESTORE_FINISHED = 0x52535446
 MOST_THREADS = 4
 PROGRESS_MS = 250
-DESCRIPTION_S = 600.0
 STACK_BYTES = 512 << 10
 SWITCH_S = 0.000_2
 """How long a thread of the background may keep the interpreter while a fault waits; Python's own value is 5 ms."""
@@ -94,24 +93,10 @@ def main(description: Path) -> int:
     sys.setswitchinterval(SWITCH_S)
     with suppress(UpgradeError):  # if it cannot be loaded, that is told when it is needed
         pagemap_messages()  # now, and not while a task waits for it
-    if not _wait_for(description):
-        return 0
     server = Server(description)
-    if not server.containers:
-        return 0
     server.start(fdstore.inherited())
     server.run()
     return 0
-
-
-def _wait_for(description: Path) -> bool:
-    """Wait for what the restore wants; the server is started beside it. False if it never says so."""
-    deadline = time.monotonic() + DESCRIPTION_S
-    while not description.exists():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 class Server:

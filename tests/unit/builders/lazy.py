@@ -86,14 +86,13 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
 class Manager:
     """Keeps the descriptors of a page server and starts it anew when it fails, as systemd does."""
 
-    def __init__(self, description: Path, pace: float = 0, *, wait: bool = True) -> None:
+    def __init__(self, description: Path, pace: float = 0) -> None:
         self.code = _SERVER.format(path=[str(ROOT), *sys.path], description=str(description), pace=pace)
         self.path = description.with_name("notify")
         self.line = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.line.bind(str(self.path))
         self.line.settimeout(0.01)
         self.fds: dict[str, int] = {}
-        self.wait = wait
         self.ready = threading.Event()
         self.ended = threading.Event()
         self.starts = 0
@@ -104,7 +103,7 @@ class Manager:
         self.thread.start()
 
     def __enter__(self) -> "Manager":
-        assert not self.wait or self.ready.wait(20)
+        assert self.ready.wait(20)
         return self
 
     def __exit__(self, *_: object) -> None:
