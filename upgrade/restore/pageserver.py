@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The page server of the restore on demand: CRIU's ``--lazy-pages``, answered straight from the frames.
 
-Faults are answered first, several threads bring the rest meanwhile. The pages are copied once, by the kernel, out of
-a mapping of ``pages-N.img``.
+Faults are answered first, several threads bring the rest meanwhile. The pages come out of ``pages-N.img``, whose
+blocks are the frames.
 
 It may be killed at any moment and started anew: its descriptors are in the FD store of its unit, what the tasks did
 to their memory is in the :mod:`journals <upgrade.restore.journal>`, and the rest the kernel or the images know.
@@ -30,7 +30,6 @@ from pathlib import Path
 from threading import Condition, Lock, Thread, stack_size
 from typing import Any
 
-from upgrade import userfaultfd
 from upgrade.criu import pagemap_messages
 from upgrade.errors import UpgradeError
 from upgrade.restore import fdstore
@@ -38,6 +37,7 @@ from upgrade.restore.journal import Journal, events_file, kept_messages
 from upgrade.restore.lazy import Layout, Pagemap, read_pagemap
 from upgrade.restore.lazytask import WINDOW_PAGES, Task
 from upgrade.restore.ondemand import PROGRESS, SOCKET
+from upgrade.restore.pagesfile import PagesFile
 from upgrade.userfaultfd import PAGE_BYTES, UFFD_EVENT_FORK
 
 RESTORE_FINISHED = 0x52535446
@@ -114,7 +114,7 @@ class Server:
         self.work = Condition(self.lock)
         self.pulls: deque[_Pull] = deque()
         self.pulling: dict[str, _Pull] = {}
-        self.dumps: dict[tuple[int, int], tuple[Pagemap, int]] = {}
+        self.dumps: dict[tuple[int, int], tuple[Pagemap, PagesFile | None]] = {}
         self.problem: BaseException | None = None
         self.alarm = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.written = ""
@@ -281,25 +281,32 @@ class Server:
 
     # Tasks
 
-    def _dump(self, container: Container, pid: int) -> tuple[Pagemap, int]:
-        """Return a task's pagemap and the address at which its pages are mapped."""
+    def _dump(self, container: Container, pid: int) -> tuple[Pagemap, PagesFile | None]:
+        """Return a task's pagemap and the file of its pages."""
         key = (container.number, pid)
         if key not in self.dumps:
             path = container.images / f"pagemap-{pid}.img"
             pagemap = read_pagemap(path)
-            source = 0
+            source = None
             if pagemap.lazy:
                 file = container.images / pagemap.pages_file
-                source, size = userfaultfd.map_file(file)
-                if size < pagemap.pages * PAGE_BYTES:
+                source = PagesFile(file)
+                if source.size_bytes < pagemap.pages * PAGE_BYTES:
                     raise UpgradeError(
-                        f"{size} bytes, but {pagemap.pages} pages are to be there", subject=str(file)
+                        f"{source.size_bytes} bytes, but {pagemap.pages} pages are to be there",
+                        subject=str(file),
                     )
             self.dumps[key] = (pagemap, source)
         return self.dumps[key]
 
     def _add(
-        self, container: Container, name: str, fd: int, layout: Layout, source: int, pagemap: Pagemap
+        self,
+        container: Container,
+        name: str,
+        fd: int,
+        layout: Layout,
+        source: PagesFile | None,
+        pagemap: Pagemap,
     ) -> Task:
         journal = Journal(self.journals, name, -(-pagemap.pages // WINDOW_PAGES))
         for message in journal.messages():
