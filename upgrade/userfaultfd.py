@@ -9,7 +9,6 @@ include/uapi/linux/userfaultfd.h unless another header is named. Every call rele
 import ctypes
 import errno
 import fcntl
-import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -44,9 +43,6 @@ UFFD_EVENT_REMOVE: Final = 0x15
 UFFD_EVENT_UNMAP: Final = 0x16
 
 MESSAGE_BYTES: Final = 32  # struct uffd_msg
-
-# include/uapi/asm-generic/mman-common.h, since Linux 5.14
-MADV_POPULATE_READ: Final = 22
 
 _API = struct.Struct("<QQQ")
 _REGISTER = struct.Struct("<QQQQ")
@@ -157,41 +153,3 @@ def _fill(fd: int, request: int, buffer: bytearray, length: int) -> int:
 def wake(fd: int, address: int, length: int) -> None:
     """Have who waits for pages of a range look again; where one is still missing the fault is reported again."""
     fcntl.ioctl(fd, UFFDIO_WAKE, bytearray(_RANGE.pack(address, length)))
-
-
-def map_file(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Map a file for reading; returns address and size in bytes, the address is 0 for an empty file.
-
-    It stays mapped: as long as the process lives somebody may copy from there. Python's own ``mmap`` tells no address
-    of what cannot be written to.
-    """
-    libc = _libc()
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0) if size else 0
-    finally:
-        os.close(fd)
-    if address == ctypes.c_void_p(-1).value:
-        number = ctypes.get_errno()
-        raise OSError(number, f"mmap: {os.strerror(number)}", os.fspath(path))
-    return address, size
-
-
-def populate(address: int, length: int) -> None:
-    """Map the pages of a range of ours that was mapped for reading; only makes copying faster, so errors are none."""
-    _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), ctypes.c_int(MADV_POPULATE_READ))
-
-
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_long,
-    ]
-    return libc

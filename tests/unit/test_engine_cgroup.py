@@ -3,6 +3,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,13 @@ def test_a_restore_unlocks_before_the_connections_go_on(
     assert options.tcp_established
     assert options.notify_scripts
     assert options.manage_cgroups_mode == messages().SOFT
+    assert not options.lazy_pages
+
+
+def test_on_demand_is_what_criu_is_told(machine: Machine, criu: FakeCriu, tmp_path: Path) -> None:
+    criu.on("RESTORE", ["answer", {"pid": 4711}])
+    CgroupEngine(machine.host).restore(container(), replace(images(tmp_path), lazy=True), lambda: None)
+    assert criu.options("RESTORE").lazy_pages
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,17 @@ def test_runc_restores_and_tells_the_new_process(
     ):
         assert call[call.index(option) + 1] == value
     assert {"--detach", "--tcp-established", "--ext-unix-sk", "--file-locks"} <= set(call)
+    assert "--lazy-pages" not in call
+
+
+def test_on_demand_is_an_option_of_runc_s_restore(
+    machine: Machine, engine: RuncEngine, programs: Programs, tmp_path: Path
+) -> None:
+    programs.real("sh")
+    programs.add("runc")
+    engine.restore(engine.find("web"), replace(images(tmp_path), lazy=True), lambda: None)
+    (call,) = programs.calls("runc")
+    assert call.index("restore") < call.index("--lazy-pages") < call.index("web")
 
 
 @pytest.mark.parametrize("verb", ["restore", "cold_start"])

@@ -19,6 +19,7 @@ from upgrade import userfaultfd
 from upgrade.restore.journal import Journal
 from upgrade.restore.lazy import Layout
 from upgrade.restore.lazytask import Gate, Task
+from upgrade.restore.pagesfile import PagesFile
 from upgrade.userfaultfd import PAGE_BYTES
 
 BASE = 0x200000000000
@@ -219,7 +220,9 @@ def test_a_page_counts_only_when_nothing_is_left_to_do(
     monkeypatch.setattr(userfaultfd, "copy", copy)
     monkeypatch.setattr(userfaultfd, "wake", lambda *_: None)
     fd = os.eventfd(0)
-    task = Task("t", fd, Layout(()), 0, 1, Journal(tmp_path, "t", 1), lambda *_: None)
+    file = tmp_path / "pages"
+    file.write_bytes(bytes(PAGE_BYTES))
+    task = Task("t", fd, Layout(()), PagesFile(file), 1, Journal(tmp_path, "t", 1), lambda *_: None)
     assert task.fill(BASE, 0, 1) == passed
     assert not left
     assert not task.gone

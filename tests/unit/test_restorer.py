@@ -49,13 +49,14 @@ class Scene:
         self.machine.cgroup(name)
         self.dumps.append(dumped(one, number, checksums=checksums.of_tree(directory, 1), **changes))
 
-    def bring_back(self, **members: Any) -> list[Restored]:
+    def bring_back(self, pages: Any = None, **members: Any) -> list[Restored]:
         counter = itertools.count(1000)
         restorer = Restorer(
             self.machine.host,
             Clock(lambda: next(counter)),
             session(self.dumps, **members),
             lambda: self.waited.append("network"),
+            pages=pages,
         )
         return restorer.restore_all()
 
@@ -122,6 +123,43 @@ def test_it_is_unlocked_once_whatever_criu_says(scene: Scene, steps: list[list[A
     (result,) = scene.bring_back()
     assert result.outcome == "restored"
     assert scene.flushed() == ["input-0", "output-0"]
+
+
+class Pages:
+    """A page server that serves some containers."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.left: list[str] = []
+
+    def serves(self, dumped: Dumped) -> bool:
+        return dumped.container.name in self.names
+
+    def error(self, _dumped: Dumped) -> str:
+        return "pages-1.img is too short"
+
+    def leave(self, dumped: Dumped) -> None:
+        self.left.append(dumped.container.name)
+
+
+def test_memory_comes_on_demand_where_the_server_serves(scene: Scene) -> None:
+    scene.add("/a")
+    pages = Pages("/a")
+    (result,) = scene.bring_back(pages)
+    assert (result.outcome, result.lazy) == ("restored", True)
+    assert scene.criu.options("RESTORE").lazy_pages
+    assert pages.left == []
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_restore_that_failed_lets_the_server_go(scene: Scene, served: bool) -> None:
+    scene.criu.on("RESTORE", ["answer", {"success": False, "message": "no"}])
+    scene.add("/a")
+    pages = Pages(*(["/a"] if served else []))
+    (result,) = scene.bring_back(pages)
+    assert (result.outcome, result.lazy) == ("cold-started", False)
+    assert pages.left == ["/a"]
+    assert ("the page server: pages-1.img is too short" in str(result.reason)) == served
 
 
 def test_without_a_lock_nothing_is_unlocked(scene: Scene) -> None:

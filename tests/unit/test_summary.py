@@ -18,9 +18,11 @@ from upgrade.clock import Clock, frequency
 from upgrade.errors import ExitStatus
 from upgrade.kexec.initrd import FIRST_USERSPACE
 from upgrade.report import history
-from upgrade.report.model import PHASES
+from upgrade.report.model import PHASES, Report
+from upgrade.report.text import render
 from upgrade.restore import bootlog, summary
 from upgrade.restore.arrival import Arrival
+from upgrade.restore.ondemand import Memory
 from upgrade.restore.restorer import Restored, work_directory
 from upgrade.session import Session
 
@@ -199,6 +201,54 @@ def test_frames_in_place_are_not_counted_as_copied(
     container = report["containers"][0]
     assert (container["in_place"], container["pages_total"], container["pages_copied"]) == (True, 9, 2 + 4)
     assert report["restore_mode"] == "eager"
+
+
+def complete(result: Restored, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, Any]]:
+    """Have the memory of a container come, five seconds before the clock says 80."""
+    monkeypatch.setattr("time.monotonic_ns", lambda: 75 * 10**9)
+    record = session([result.dumped])
+    clock = Clock(lambda: second(80))
+    status = summary.complete(clock, arrived(record), {"/c0": memory}, ExitStatus.DONE)
+    data = json.loads((paths.REPORTS / f"{record.id}.json").read_text())
+    VALIDATOR.validate(data)
+    return status, data
+
+
+def test_the_report_is_completed_when_the_memory_is(
+    machine: Machine, here: Path, boot: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = replace(restored(), lazy=True)
+    _, before = written(machine, [result])
+    assert before["restore_mode"] == "lazy"
+    assert before["containers"][0]["memory_complete_seconds"] is None
+    status, after = complete(result, Memory(70 * 10**9, None), monkeypatch)
+    assert (status, after["outcome"]) == (ExitStatus.DONE, "upgraded")
+    assert after["containers"][0]["memory_complete_seconds"] == pytest.approx(80 - 5 - 10)
+    assert after["containers"][0]["downtime_seconds"] == before["containers"][0]["downtime_seconds"]
+
+
+@pytest.mark.parametrize("moment", [None, 70 * 10**9])
+def test_memory_that_did_not_come_degrades_the_upgrade(
+    machine: Machine, here: Path, boot: dict[str, int], monkeypatch: pytest.MonkeyPatch, moment: int | None
+) -> None:
+    result = replace(restored(), lazy=True)
+    written(machine, [result])
+    status, report = complete(result, Memory(moment, "2 pages could not be read"), monkeypatch)
+    assert (status, report["outcome"]) == (ExitStatus.DEGRADED, "degraded")
+    assert report["reason"] == "/c0: 2 pages could not be read"
+    assert report["containers"][0]["reason"] == "2 pages could not be read"
+    assert report["containers"][0]["memory_complete_seconds"] is None
+    text = render(Report.from_json(report))
+    assert "/c0 runs, but" in text
+
+
+def test_what_goes_wrong_after_the_report_comes_into_it(
+    machine: Machine, here: Path, boot: dict[str, int]
+) -> None:
+    written(machine, [restored()])
+    assert summary.degrade(session(), "it does not end") == ExitStatus.DEGRADED
+    report = json.loads((paths.REPORTS / f"{session().id}.json").read_text())
+    assert (report["outcome"], report["reason"]) == ("degraded", "it does not end")
 
 
 def test_the_history_has_the_old_kernel_s_end_and_the_new_one_s_start(

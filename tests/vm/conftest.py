@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,14 +156,22 @@ class Guests:
     cache: Cache
     pair: tuple[Kernel, Kernel]
 
-    def boot(self, names: Sequence[str] = (), *, store_mib: int = 1024) -> Iterator[Guest]:
-        """Boot a guest with some of the shipped workloads."""
+    def boot(
+        self,
+        names: Sequence[str] = (),
+        *,
+        store_mib: int = 1024,
+        frames_mib: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> Iterator[Guest]:
+        """Boot a guest with some of the shipped workloads, which are started with some more environment."""
         workloads = workload.load_all([WORKLOADS / name for name in names])
         packages = sorted({name for each in workloads for name in each.packages})
         spec = MachineSpec(
             image=image.build(self.cache, self.pair, packages),
             kernel=self.pair[0],
             store_mib=store_mib,
+            frames_mib=frames_mib,
             seed={**seed.code(), **{f"/workloads/{each.name}": each.directory for each in workloads}},
         )
         with Machine.boot(spec, self.cache) as machine:
@@ -172,7 +180,9 @@ class Guests:
             rehearsal.install(machine)
             for each in workloads:
                 rehearsal.settle_in(machine, each)
-                machine.run([f"{rehearsal.HOOKS}/{each.name}/start"], cwd=rehearsal.WORK, timeout=PATIENCE_S)
+                start = ["env", *(f"{k}={v}" for k, v in (environment or {}).items())]
+                start.append(f"{rehearsal.HOOKS}/{each.name}/start")
+                machine.run(start, cwd=rehearsal.WORK, timeout=PATIENCE_S)
             yield guest
 
 

@@ -26,6 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from upgrade.restore.main import main as restore
 
         return int(restore())
+    if words == ["pages"]:  # its start is downtime, too
+        from upgrade import paths
+        from upgrade.restore.pageserver import main as pages
+
+        return int(pages(paths.PAGES))
     from upgrade.cli.parser import parse
 
     try:

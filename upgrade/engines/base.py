@@ -34,6 +34,8 @@ class Images:
     directory: Path
     work: Path
     timeout_s: float | None = None
+    lazy: bool = False
+    """At restore: a page server listens in ``work``, the memory comes on demand."""
 
 
 class Engine(Protocol):

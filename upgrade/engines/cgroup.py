@@ -110,6 +110,7 @@ class CgroupEngine:
                 manage_cgroups=True,
                 manage_cgroups_mode=rpc.SOFT,
                 evasive_devices=True,
+                lazy_pages=images.lazy,
             )
 
             def notify(script: str, _pid: int) -> bool:

@@ -153,6 +153,7 @@ class RuncEngine:
             os.fspath(images.work),
             "--bundle",
             container.data["bundle"],
+            *(["--lazy-pages"] if images.lazy else []),  # of restore: handed on to CRIU, nothing else
             container.name,
         ]
         self._call(container, command, images.work / RESTORE_LOG, images.timeout_s or COLD_START_S)

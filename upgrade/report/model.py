@@ -69,6 +69,8 @@ class ContainerReport:
     downtime_seconds: float | None = None
     in_place: bool = False
     """Its page frames stayed where they were; only ``pages_copied`` were copied."""
+    memory_complete_seconds: float | None = None
+    """Of a container whose memory came on demand: from its freeze until all of it had come."""
     pages_total: int = 0
     pages_copied: int = 0
     bytes_copied: int = 0

@@ -134,6 +134,10 @@ def _containers(containers: Sequence[ContainerReport]) -> list[str]:
     ]
     lines = table(rows, right=range(3, 8))
     for c in containers:
+        if c.memory_complete_seconds is not None:
+            lines += _wrapped(
+                f"{c.name}: the last of its memory came {seconds(c.memory_complete_seconds)} after the freeze"
+            )
         if c.reason:
             lines += _wrapped(f"{c.name}: {c.reason}")
     return lines
@@ -199,6 +203,11 @@ def _next(report: Report) -> list[str]:
             command = START_COMMANDS.get(c.engine)
             how = command.format(c.name) if command else f"start it the way you did, with {c.engine}"
             steps.append(f"{c.name} does not run: {how}")
+    for c in report.containers:
+        if c.outcome is ContainerOutcome.RESTORED and c.reason:
+            steps.append(
+                f"{c.name} runs, but look at the reason above: if its memory is not complete, start it anew"
+            )
     if report.outcome is Outcome.FAILED:
         steps.append("remove the reason above, then: seamless-upgrade check")
     steps.append("what happened: journalctl -u seamless-upgrade.service -u seamless-upgrade-restore.service")

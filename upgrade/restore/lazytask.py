@@ -18,6 +18,7 @@ from threading import Condition
 from upgrade import userfaultfd
 from upgrade.restore.journal import Journal
 from upgrade.restore.lazy import Layout
+from upgrade.restore.pagesfile import PagesFile
 from upgrade.userfaultfd import (
     PAGE_BYTES,
     UFFD_EVENT_FORK,
@@ -28,7 +29,7 @@ from upgrade.userfaultfd import (
 WINDOW_PAGES = 16
 """Pages that one fault brings at once, and the unit of what is known to be done."""
 CHUNK_PAGES = 1024
-"""Pages that a thread of the background takes at once; the most that one ioctl copies."""
+"""Pages that a thread of the background takes at once."""
 BUSY_PAGES = 64
 """The most that one ioctl copies while the task has faults, which wait for its end."""
 BUSY_NS = 20_000_000
@@ -89,10 +90,17 @@ class Gate:
 
 
 class Task:
-    """A userfaultfd, the layout of its lazy pages and the address at which their file is mapped."""
+    """A userfaultfd, the layout of its lazy pages and the file that has them."""
 
     def __init__(
-        self, name: str, fd: int, layout: Layout, source: int, pages: int, journal: Journal, forked: Forked
+        self,
+        name: str,
+        fd: int,
+        layout: Layout,
+        source: PagesFile | None,
+        pages: int,
+        journal: Journal,
+        forked: Forked,
     ) -> None:
         os.set_blocking(fd, False)  # CRIU's are; others could not be polled
         self.name = name
@@ -223,8 +231,6 @@ class Task:
     def pull(self, chunk: int) -> None:
         """Bring the pages of a chunk to where they belong."""
         at, end = chunk * CHUNK_PAGES, min((chunk + 1) * CHUNK_PAGES, self.pages)
-        if self.source and not self.chunk_done(chunk):
-            userfaultfd.populate(self.source + at * PAGE_BYTES, (end - at) * PAGE_BYTES)
         while at < end and not self.gone:
             with self.gate.shared():
                 passed = self._step(at, end)
@@ -289,8 +295,8 @@ class Task:
         return 1
 
     def _copy(self, address: int, page: int, count: int) -> int:
-        length = count * PAGE_BYTES
-        return userfaultfd.copy(self.fd, address, self.source + page * PAGE_BYTES, length) // PAGE_BYTES
+        assert self.source is not None, "a run has pages"
+        return self.source.copy(self.fd, address, page, count)
 
     def _poison(self, address: int) -> int:
         """A page that cannot be read must not become a page of zeroes: who touches it gets SIGBUS."""

@@ -18,10 +18,11 @@ from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.kexec.cmdline import session_of
 from upgrade.process import run
-from upgrade.restore import arrival, frames
+from upgrade.restore import arrival, fdstore, frames
 from upgrade.restore.arrival import Arrival
 from upgrade.restore.frames import FrameMount
-from upgrade.restore.restorer import Restored, Restorer, cold_start
+from upgrade.restore.ondemand import PageService
+from upgrade.restore.restorer import Restored, Restorer, cold_start, work_directory
 from upgrade.session import Session
 
 NETWORK_S = 20.0
@@ -30,6 +31,13 @@ LOCAL_FILES_S = 90.0
 
 def main() -> int:
     """Restore the session that this kernel was entered for."""
+    try:
+        return _main()
+    finally:
+        fdstore.notify("READY=1")  # whatever came of it: the boot waits for this
+
+
+def _main() -> int:
     clock = Clock()
     begun_at = clock.tsc()
     host = Host()
@@ -72,6 +80,8 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
     session = arrived.session
     moments = {"restore begun": begun_at}
     problems: list[str] = []
+    pages = PageService(host, session, work_directory, say)
+    pages.start()
     locked = session.lock and attempt(
         lambda: netlock.lock(session.lock), "the network could not be locked", problems
     )
@@ -82,7 +92,7 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
         frame_mount = FrameMount(host, session, session.frames)
         frame_mount.start()
     restorer = Restorer(
-        host, clock, session if locked else replace(session, lock=""), network.join, frame_mount
+        host, clock, session if locked else replace(session, lock=""), network.join, frame_mount, pages
     )
     attempt(wait_for_local_files, "not all local file systems were there", problems)
     restored = restorer.restore_all()
@@ -93,7 +103,13 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
     network.join()
     from upgrade.restore import summary  # the containers run: nothing is urgent any more
 
-    status = summary.write(host, clock, arrived, restored, moments, problems)
+    status = summary.write(host, clock, arrived, restored, moments, [*problems, *pages.problems])
+    fdstore.notify("READY=1", "STATUS=the containers run")  # the boot goes on beside the rest of the memory
+    try:
+        status = summary.complete(clock, arrived, pages.wait(), status)
+        pages.end()
+    except Exception as e:  # who still needs the frames keeps them
+        return summary.degrade(session, str(e))
     _release(host, arrived)
     return status
 

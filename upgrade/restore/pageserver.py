@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The page server of the restore on demand: CRIU's ``--lazy-pages``, answered straight from the frames.
 
-Faults are answered first, several threads bring the rest meanwhile. The pages are copied once, by the kernel, out of
-a mapping of ``pages-N.img``.
+Faults are answered first, several threads bring the rest meanwhile. The pages come out of ``pages-N.img``, whose
+blocks are the frames.
 
 It may be killed at any moment and started anew: its descriptors are in the FD store of its unit, what the tasks did
 to their memory is in the :mod:`journals <upgrade.restore.journal>`, and the rest the kernel or the images know.
@@ -24,20 +24,22 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Lock, Thread, stack_size
 from typing import Any
 
-from upgrade import userfaultfd
+from upgrade.criu import pagemap_messages
 from upgrade.errors import UpgradeError
 from upgrade.restore import fdstore
 from upgrade.restore.journal import Journal, events_file, kept_messages
 from upgrade.restore.lazy import Layout, Pagemap, read_pagemap
 from upgrade.restore.lazytask import WINDOW_PAGES, Task
+from upgrade.restore.ondemand import PROGRESS, SOCKET
+from upgrade.restore.pagesfile import PagesFile
 from upgrade.userfaultfd import PAGE_BYTES, UFFD_EVENT_FORK
 
-SOCKET = "lazy-pages.socket"
 RESTORE_FINISHED = 0x52535446
 MOST_THREADS = 4
 PROGRESS_MS = 250
@@ -89,6 +91,8 @@ def main(description: Path) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to stop early would be to lose memory
     stack_size(STACK_BYTES)
     sys.setswitchinterval(SWITCH_S)
+    with suppress(UpgradeError):  # if it cannot be loaded, that is told when it is needed
+        pagemap_messages()  # now, and not while a task waits for it
     server = Server(description)
     server.start(fdstore.inherited())
     server.run()
@@ -105,12 +109,12 @@ class Server:
         ]
         self.journals = description.with_suffix(".d")
         self.journals.mkdir(mode=0o700, exist_ok=True)
-        self.progress = description.with_name("pages-progress.json")
+        self.progress = description.with_name(PROGRESS)
         self.lock = Lock()
         self.work = Condition(self.lock)
         self.pulls: deque[_Pull] = deque()
         self.pulling: dict[str, _Pull] = {}
-        self.dumps: dict[tuple[int, int], tuple[Pagemap, int]] = {}
+        self.dumps: dict[tuple[int, int], tuple[Pagemap, PagesFile | None]] = {}
         self.problem: BaseException | None = None
         self.alarm = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.written = ""
@@ -142,11 +146,13 @@ class Server:
 
     def _listen(self, container: Container) -> socket.socket:
         path = container.work / SOCKET
-        path.unlink(missing_ok=True)
+        fresh = container.work / "lazy-pages.new"
+        fresh.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(os.fspath(path))
+        listener.bind(os.fspath(fresh))
         listener.listen()
         fdstore.store(f"listen.{container.number}", listener.fileno())
+        fresh.rename(path)  # whoever sees it can connect
         return listener
 
     def _recall(self) -> None:
@@ -275,25 +281,32 @@ class Server:
 
     # Tasks
 
-    def _dump(self, container: Container, pid: int) -> tuple[Pagemap, int]:
-        """Return a task's pagemap and the address at which its pages are mapped."""
+    def _dump(self, container: Container, pid: int) -> tuple[Pagemap, PagesFile | None]:
+        """Return a task's pagemap and the file of its pages."""
         key = (container.number, pid)
         if key not in self.dumps:
             path = container.images / f"pagemap-{pid}.img"
             pagemap = read_pagemap(path)
-            source = 0
+            source = None
             if pagemap.lazy:
                 file = container.images / pagemap.pages_file
-                source, size = userfaultfd.map_file(file)
-                if size < pagemap.pages * PAGE_BYTES:
+                source = PagesFile(file)
+                if source.size_bytes < pagemap.pages * PAGE_BYTES:
                     raise UpgradeError(
-                        f"{size} bytes, but {pagemap.pages} pages are to be there", subject=str(file)
+                        f"{source.size_bytes} bytes, but {pagemap.pages} pages are to be there",
+                        subject=str(file),
                     )
             self.dumps[key] = (pagemap, source)
         return self.dumps[key]
 
     def _add(
-        self, container: Container, name: str, fd: int, layout: Layout, source: int, pagemap: Pagemap
+        self,
+        container: Container,
+        name: str,
+        fd: int,
+        layout: Layout,
+        source: PagesFile | None,
+        pagemap: Pagemap,
     ) -> Task:
         journal = Journal(self.journals, name, -(-pagemap.pages // WINDOW_PAGES))
         for message in journal.messages():

@@ -17,6 +17,7 @@ from upgrade.host import Host
 from upgrade.restore import nudge
 from upgrade.restore.arrival import summarize
 from upgrade.restore.frames import FrameMount
+from upgrade.restore.ondemand import PageService
 from upgrade.session import Dumped, Session
 
 
@@ -28,6 +29,8 @@ class Restored:
     outcome: str  # restored, cold-started, lost
     reason: str | None
     running_at: int
+    lazy: bool = False
+    """Its memory came, or still comes, on demand."""
 
 
 class Restorer:
@@ -40,12 +43,14 @@ class Restorer:
         session: Session,
         network_ready: Callable[[], None],
         frames: FrameMount | None = None,
+        pages: PageService | None = None,
     ) -> None:
         self.host = host
         self.clock = clock
         self.session = session
         self.network_ready = network_ready
         self.frames = frames
+        self.pages = pages
         self.other_criu = ""
 
     def restore_all(self) -> list[Restored]:
@@ -81,8 +86,11 @@ class Restorer:
                 netlock.unlock(number)
                 locked[0] = False
 
-        outcome, reason = "restored", self._restore(dumped, unlock)
+        lazy = [False]
+        outcome, reason = "restored", self._restore(dumped, unlock, lazy)
         if reason is not None:
+            if self.pages is not None:
+                reason = self._with_its_error(self.pages, dumped, reason, lazy[0])
             outcome, reason = cold_start(self.host, dumped, reason)
         running_at = self.clock.tsc()
         try:
@@ -90,10 +98,16 @@ class Restorer:
             nudge.peers(dumped.peers if outcome == "restored" else ())  # only now have all left repair mode
         except Exception as e:
             reason = f"{reason or 'restored'}; but its network stays locked until all are restored: {e}"
-        return Restored(dumped, outcome, reason, running_at)
+        return Restored(dumped, outcome, reason, running_at, lazy[0] and outcome == "restored")
 
-    def _restore(self, dumped: Dumped, unlock: Callable[[], None]) -> str | None:
-        """Restore one container; return why it could not be, or None."""
+    def _with_its_error(self, pages: PageService, dumped: Dumped, reason: str, lazy: bool) -> str:
+        """Give up on a container's pages; return the reason with what the page server says."""
+        error = pages.error(dumped) if lazy else None
+        pages.leave(dumped)
+        return f"{reason}; the page server: {error}" if error else reason
+
+    def _restore(self, dumped: Dumped, unlock: Callable[[], None], lazy: list[bool]) -> str | None:
+        """Restore one container; return why it could not be, or None. ``lazy`` gets whether it was on demand."""
         if self.other_criu:
             return (
                 f"its images are of CRIU {self.session.criu_version}, but CRIU {self.other_criu} is installed"
@@ -107,7 +121,9 @@ class Restorer:
                 self.frames.wait()
             if dumped.container.host_network:
                 self.network_ready()
-            images = Images(directory, work_directory(dumped), self.session.restore_timeout_seconds)
+            lazy[0] = self.pages is not None and self.pages.serves(dumped)
+            limit_s = self.session.restore_timeout_seconds
+            images = Images(directory, work_directory(dumped), limit_s, lazy[0])
             engine(self.host, dumped.container.engine).restore(dumped.container, images, unlock)
         except Exception as e:  # whatever it was: the container has to run again
             return f"it cannot be restored: {e}"

@@ -5,7 +5,9 @@ Only called when the containers run again: nothing here is downtime.
 """
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from upgrade.report.history import Event, Record
 from upgrade.report.model import ContainerOutcome, ContainerReport, Outcome, Phase, Report
 from upgrade.restore import bootlog, pages
 from upgrade.restore.arrival import Arrival
+from upgrade.restore.ondemand import Memory
 from upgrade.restore.pages import Pages
 from upgrade.restore.restorer import Restored, work_directory
 from upgrade.session import Session
@@ -52,7 +55,7 @@ def write(
         downtime_seconds=rate.ns(downtime) / 1e9,
         downtime_error_seconds=(rate.error_ns(downtime) + sum(tie.error_ns for tie in session.ties)) / 1e9,
         phases=_phases(stamps, rate.hertz),
-        restore_mode=_restore_mode(session),
+        restore_mode=_restore_mode(session, restored),
         pages_total=sum(c.total for c in counted),
         pages_copied=sum(c.copied for c in counted),
         bytes_copied=sum(c.copied_bytes for c in counted),
@@ -64,6 +67,54 @@ def write(
     return status
 
 
+def complete(clock: Clock, arrived: Arrival, memory: Mapping[str, Memory], status: ExitStatus) -> ExitStatus:
+    """Add to the report what became of the memory that came on demand; return the restore's exit status."""
+    if not memory:
+        return status
+    session, rate = arrived.session, arrived.rate
+    tsc, now_ns = clock.tsc(), time.monotonic_ns()
+    frozen_at = {dumped.container.name: dumped.frozen_at for dumped in session.containers}
+
+    def completed(container: ContainerReport) -> ContainerReport:
+        found = memory.get(container.name)
+        if found is None or container.outcome is not ContainerOutcome.RESTORED:
+            return container
+        seconds = None
+        if found.complete_ns is not None:
+            since_freeze_ns = rate.ns(tsc - frozen_at[container.name]) - (now_ns - found.complete_ns)
+            seconds = since_freeze_ns / 1e9
+        reasons = [text for text in (container.reason, found.error) if text]
+        return replace(
+            container,
+            memory_complete_seconds=None if found.error else seconds,
+            reason="; ".join(reasons) or None,
+        )
+
+    report = store.load(paths.REPORTS, session.id)
+    report = replace(report, containers=tuple(map(completed, report.containers)))
+    errors = [f"{name}: {found.error}" for name, found in memory.items() if found.error]
+    return _degraded(report, errors)
+
+
+def degrade(session: Session, error: str) -> ExitStatus:
+    """Add to the report what went wrong after it was written."""
+    return _degraded(store.load(paths.REPORTS, session.id), [error])
+
+
+def _degraded(report: Report, errors: Sequence[str]) -> ExitStatus:
+    if errors:
+        reason = "; ".join([*([report.reason] if report.reason else []), *errors])
+        report = replace(report, outcome=Outcome.DEGRADED, reason=reason)
+    store.save(paths.REPORTS, report)
+    for error in errors:
+        print(error, file=sys.stderr)
+    return _status(report)
+
+
+def _status(report: Report) -> ExitStatus:
+    return ExitStatus.DONE if report.outcome is Outcome.UPGRADED else ExitStatus.DEGRADED
+
+
 def optional(work: Callable[[], T]) -> T | None:
     """Do something that the report can do without."""
     try:
@@ -73,7 +124,9 @@ def optional(work: Callable[[], T]) -> T | None:
         return None
 
 
-def _restore_mode(session: Session) -> str:
+def _restore_mode(session: Session, restored: Sequence[Restored]) -> str:
+    if any(r.lazy for r in restored):
+        return "lazy"
     return "eager" if any(dumped.in_place for dumped in session.containers) else "copy"
 
 
@@ -206,7 +259,7 @@ def _save(host: Host, report: Report, session: Session) -> ExitStatus:
     store.save(paths.REPORTS, report)
     _record(host, session.id)
     print(f"{report.id}: {report.outcome}", file=sys.stderr)
-    return ExitStatus.DONE if report.outcome is Outcome.UPGRADED else ExitStatus.DEGRADED
+    return _status(report)
 
 
 def _record_jump(session: Session, at_ns: int) -> None:
