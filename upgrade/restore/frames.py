@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from threading import Thread
 
-from memfs import checksums, install, namespace
+from memfs import checksums, install, namespace, samples
 from memfs.ranges import Range
 from upgrade import linux, paths, ranges
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.process import run
-from upgrade.session import FRAMES_FILE, Dumped, FrameRecord, Session
+from upgrade.session import FRAMES_FILE, SAMPLES_FILE, Dumped, FrameRecord, Session
 
 TIMEOUT_S = 30.0
 
@@ -29,11 +29,13 @@ class FrameMount(Thread):
         self.session = session
         self.record = record
         self.error: Exception | None = None
+        self.samples: samples.Samples = {}
 
     def run(self) -> None:
         """Mount; an error is kept for whoever waits."""
         try:
             mount(self.host, self.record)
+            self.samples = digests(self.record)
             for number, dumped in enumerate(self.session.containers):
                 show(number, dumped)
         except Exception as e:
@@ -44,6 +46,11 @@ class FrameMount(Thread):
         self.join()
         if self.error is not None:
             raise self.error
+
+    def damage(self, number: int) -> list[str]:
+        """Return what is wrong with the frames of a container, a line a file."""
+        own = {name: taken for name, taken in self.samples.items() if name.startswith(f"{number}-")}
+        return [str(each) for each in samples.verify(paths.FRAMES, own, os.cpu_count() or 1)]
 
 
 def hold_back(host: Host, spans: tuple[Range, ...]) -> None:
@@ -90,6 +97,17 @@ def show(number: int, dumped: Dumped) -> None:
         place = paths.STORE / dumped.directory / name
         place.touch(mode=0o600)
         linux.bind_mount(os.fspath(paths.FRAMES / f"{number}-{name}"), os.fspath(place))
+
+
+def digests(record: FrameRecord) -> samples.Samples:
+    """Return the digests that the old kernel took.
+
+    :raises UpgradeError: if they cannot be believed
+    """
+    file = paths.STORE / SAMPLES_FILE
+    if checksums.of_file(file) != record.samples:
+        raise UpgradeError("are damaged (their checksum differs)", subject="digests of the frames")
+    return samples.load(file)
 
 
 def _with_dax(host: Host, where: Path) -> bool:

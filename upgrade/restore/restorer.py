@@ -119,6 +119,9 @@ class Restorer:
                 return f"its images are damaged: {summarize(damage)}"
             if dumped.in_place and self.frames is not None:
                 self.frames.wait()
+                damage = self.frames.damage(self.session.containers.index(dumped))
+                if damage:
+                    return f"its page frames are damaged: {summarize(damage)}"
             if dumped.container.host_network:
                 self.network_ready()
             lazy[0] = self.pages is not None and self.pages.serves(dumped)
