@@ -11,15 +11,15 @@ import pytest
 from tests.vm.conftest import REPOSITORY, WORKLOADS
 from upgrade.rehearse.rehearsal import Options, rehearse
 
-ROUNDS = 10
+ROUNDS = 2
 NAMES = ("redis", "runc-memory", "threads")
 SCHEMA = json.loads((REPOSITORY / "upgrade/report/schema.json").read_text())
 
 
-def upgrade(target: str, rounds: int) -> dict[str, Any]:
+def upgrade(target: str, rounds: int, frames_mib: int | None = None) -> dict[str, Any]:
     """Rehearse an upgrade of everything; the machine has ended when this returns."""
     workloads: tuple[Path, ...] = tuple(WORKLOADS / name for name in NAMES)
-    return rehearse(Options("trixie", target, workloads, rounds=rounds), print)
+    return rehearse(Options("trixie", target, workloads, frames_mib=frames_mib, rounds=rounds), print)
 
 
 def gap(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -30,13 +30,13 @@ def gap(result: dict[str, Any], name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def there_and_back() -> dict[str, Any]:
-    """Return the result of ten upgrades in a row, to and fro in one machine."""
-    return upgrade("trixie-security", rounds=ROUNDS)
+    """Return the result of upgrades to and fro in one machine without a range for frames: pages are copied."""
+    return upgrade("trixie-security", rounds=ROUNDS, frames_mib=0)
 
 
 @pytest.fixture(scope="module")
 def to_sid() -> dict[str, Any]:
-    """Return the result of an upgrade from 6.12 to 7.x."""
+    """Return the result of an upgrade from 6.12 to 7.x, with frames in place."""
     return upgrade("sid", rounds=1)
 
 
@@ -53,7 +53,6 @@ def check_round(done: dict[str, Any]) -> None:
     }
     for name, verdict in done["verify"].items():
         assert verdict["exit_status"] == 0, f"{name}: {verdict['output']}"
-    assert report["pages_copied"] == report["pages_total"] > 10_000  # copy mode
     assert all(phase["seconds"] >= 0 for phase in report["phases"])
     whole = sum(phase["seconds"] for phase in report["phases"])
     assert report["downtime_seconds"] == pytest.approx(whole, rel=0.02)
@@ -66,6 +65,7 @@ def test_there_and_back(there_and_back: dict[str, Any]) -> None:
     assert len(there_and_back["rounds"]) == ROUNDS
     for done in there_and_back["rounds"]:
         check_round(done)
+        assert done["report"]["pages_copied"] == done["report"]["pages_total"] > 10_000
         assert done["report"]["vdso"]["method"] == "in-place"
 
 
@@ -89,6 +89,9 @@ def test_client_outside_sees_only_a_pause(there_and_back: dict[str, Any], name: 
 def test_to_another_major_version(to_sid: dict[str, Any]) -> None:
     assert to_sid["outcome"] == "passed", to_sid["error"]
     check_round(to_sid["rounds"][0])
+    report = to_sid["rounds"][0]["report"]
+    assert report["restore_mode"] != "copy"
+    assert report["pages_copied"] < 0.005 * report["pages_total"]
     vdso = to_sid["report"]["vdso"]
     assert vdso["method"] == "proxy"
     changed = {s["name"]: s["change"] for s in vdso["symbols"] if s["bits"] == 64}

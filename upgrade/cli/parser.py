@@ -153,6 +153,12 @@ def _rehearse_options(verb: Parser) -> None:
     )
     verb.add_argument("--memory", metavar="MIB", type=int, help="the machine's memory")
     verb.add_argument(
+        "--frames",
+        metavar="MIB",
+        type=int,
+        help="its range for page frames (default: large enough; 0: none, pages are copied)",
+    )
+    verb.add_argument(
         "--append", metavar="ARGS", default="", help="more arguments for the new kernel's command line"
     )
     verb.add_argument("--rounds", metavar="N", type=int, default=1, help="upgrade so often, to and fro")

@@ -46,6 +46,7 @@ def _rehearse(options: argparse.Namespace) -> dict[str, Any]:
             kernel_to=options.kernel_to,
             workloads=tuple(Path(directory) for directory in options.workload),
             memory_mib=options.memory,
+            frames_mib=options.frames,
             append=options.append,
             keep=options.keep,
             rounds=options.rounds,

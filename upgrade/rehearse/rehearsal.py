@@ -37,7 +37,7 @@ STATUS_SECONDS = 600.0
 # What a guest needs besides its workloads, and how much a workload takes at most: once where it runs, once
 # where it comes back.
 SYSTEM_MIB = 2048
-LEAST_MEMORY_MIB, LEAST_STORE_MIB = 3072, 1024
+LEAST_MEMORY_MIB, LEAST_STORE_MIB, LEAST_FRAMES_MIB = 3072, 1024, 1024
 
 Say = Callable[[str], None]
 
@@ -51,7 +51,8 @@ class Options:
     workloads: tuple[Path, ...]
     memory_mib: int | None = None
     store_mib: int | None = None
-    frames_mib: int = 0
+    frames_mib: int | None = None
+    """The range in which page frames stay; with none pages are copied."""
     append: str = ""
     keep: bool = False
     rounds: int = 1
@@ -204,7 +205,7 @@ def machine_spec(
         kernel=kernel,
         memory_mib=options.memory_mib or max(LEAST_MEMORY_MIB, SYSTEM_MIB + 2 * taken),
         store_mib=max(LEAST_STORE_MIB, 2 * taken) if options.store_mib is None else options.store_mib,
-        frames_mib=options.frames_mib,
+        frames_mib=max(LEAST_FRAMES_MIB, 2 * taken) if options.frames_mib is None else options.frames_mib,
         ports=tuple(port for each in workloads for port in each.ports),
         seed={**seed.code(), **{f"/workloads/{each.name}": each.directory for each in workloads}},
         keep=options.keep,
