@@ -126,3 +126,39 @@ def test_failure_after_gathering_leaves_no_trace(guest: Guest) -> None:
     assert guest.traces() == before
     assert guest.shell(knobs) == settings
     assert guest.verify("redis") == {}
+
+
+UNIT = """[Unit]
+DefaultDependencies=no
+ConditionPathExists=/etc/damage
+ConditionKernelCommandLine=seamless_upgrade.session
+After=systemd-remount-fs.service
+Before=seamless-upgrade-restore.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/python3 /root/damage_frames.py
+[Install]
+WantedBy=sysinit.target
+"""
+
+
+def test_damaged_frame(guest: Guest) -> None:
+    """One wrong page among all is found before a task runs, if all are verified."""
+    guest.machine.put("/root/damage_frames.py", (HERE / "damage_frames.py").read_bytes())
+    guest.machine.put("/etc/systemd/system/damage.service", UNIT.encode())
+    guest.machine.put("/etc/damage", b"")
+    guest.shell("systemctl daemon-reload; systemctl enable damage.service")
+    guest.jump(
+        guest.kernels[1].release, "--verify", "frames", "--cgroup", "/workload/redis", "--container", "memory"
+    )
+    status = guest.command("status", "--wait")
+    assert status.status == ExitStatus.DEGRADED, (status, guest.shell("journalctl -b -u damage"))
+    redis, memory = guest.command("report", "--json").json["containers"]
+    assert redis["outcome"] == "lost"  # no cold start command is configured
+    assert re.search(
+        r"page frames are damaged: 0-pages-1.img: other contents, pages 128 to 159", redis["reason"]
+    )
+    assert (memory["outcome"], memory["reason"]) == ("restored", None)
+    assert guest.verify("runc-memory") == {}
+    assert guest.shell("grep -e erofs -e pmem /proc/mounts || true") == ""
