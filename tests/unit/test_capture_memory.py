@@ -190,7 +190,7 @@ def test_a_segment_of_system_v(attached: bool) -> None:
 
 def test_an_object_that_nobody_has_is_an_error() -> None:
     with (
-        pytest.raises(UpgradeError, match="99999999 is not found: .*shmat"),
+        pytest.raises(UpgradeError, match="99999999 is not found: "),
         one(os.getpid(), pagemap(99999999)),
     ):
         pass
@@ -262,9 +262,9 @@ def test_objects_of_huge_pages_need_none_for_their_holes() -> None:
         os.truncate(fd, 20 << 20)
         with mmap.mmap(fd, 2 << 20, offset=18 << 20) as area:
             area[:5] = b"right"
-            with one(os.getpid(), pagemap(os.fstat(fd).st_ino, (18 << 20, 512))) as found:
-                pfns = found.frames(Runs.of([(18 << 20, 512)])).tolist()
-                assert pfns == list(range(pfns[0], pfns[0] + 512))
+            with one(os.getpid(), pagemap(os.fstat(fd).st_ino, (18 << 20, 200))) as found:
+                pfns = found.frames(Runs.of([(18 << 20, 200)])).tolist()
+                assert pfns == list(range(pfns[0], pfns[0] + 200))
                 assert contents(found, (18 << 20, 1))[:5] == b"right"
         os.close(fd)
         assert "memfd:huge" not in Path("/proc/self/maps").read_text()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfs import pagemap
-from memfs.pagemap import PAGE_BYTES, PagemapEnds, PagesHidden, changed, pfns, pfns_of_runs
+from memfs.pagemap import PAGE_BYTES, PagemapEnds, PagesHidden, Runs, changed, pfns, pfns_of_runs
 
 PRESENT, SWAPPED, OTHER_FLAGS = 1 << 63, 1 << 62, 0b1111 << 55 | 1 << 61
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_SYS_ADMIN")
@@ -43,6 +43,38 @@ def test_runs_follow_one_another(runs: list[tuple[int, int]]) -> None:
         found = pfns_of_runs(f.fileno(), ((page * PAGE_BYTES, count) for page, count in runs))
         assert os.fstat(f.fileno()).st_nlink == 0  # still open
     assert found.tolist() == [1000 + page + i for page, count in runs for i in range(count)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)), max_size=40),
+    st.sampled_from([1, 7, 64, 1 << 17]),
+    st.sampled_from([1, 3, 20]),
+)
+def test_runs_that_lie_close_are_no_other_pages(
+    steps: list[tuple[int, int]], at_once: int, short: int
+) -> None:
+    runs, at = [], 0
+    for apart, count in steps:
+        runs.append((at + apart, count))
+        at += apart + count
+    values = np.arange(1000, 1000 + at, dtype=np.uint64) | np.uint64(PRESENT)
+    with pytest.MonkeyPatch.context() as patch, os.fdopen(os.memfd_create("pagemap"), "r+b") as f:
+        patch.setattr(pagemap, "_AT_ONCE", at_once)
+        patch.setattr(pagemap, "_SHORT", short)
+        patch.setattr(pagemap, "_CLOSE", short)
+        f.write(values.tobytes())
+        f.flush()
+        found = pfns_of_runs(f.fileno(), Runs.of((page * PAGE_BYTES, count) for page, count in runs))
+    assert found.tolist() == [1000 + page + i for page, count in runs for i in range(count)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 35), st.integers(0, 50)), max_size=30))
+def test_pages_have_the_addresses_of_their_runs(runs: list[tuple[int, int]]) -> None:
+    some = Runs.of((page * PAGE_BYTES, count) for page, count in runs)
+    expected = [(page + i) * PAGE_BYTES for page, count in runs for i in range(count)]
+    assert some.pages == len(expected)
+    assert some.addresses(np.arange(len(expected))).tolist() == expected
+    assert some.addresses(np.arange(len(expected))[::3]).tolist() == expected[::3]
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5, 6, 7])

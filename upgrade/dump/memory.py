@@ -50,7 +50,7 @@ class TaskMemory:
         """Return the frames of pages, one behind the other; 0 where there is none."""
         try:
             return pagemap.pfns_of_runs(self.directory / "pagemap", runs)
-        except (PagemapEnds, OSError) as e:
+        except (PagemapEnds, OSError, ValueError) as e:
             raise UpgradeError(
                 f"it is gone, or has not the memory that was dumped: {e}", subject=f"PID {self.pid}"
             ) from e

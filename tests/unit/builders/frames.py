@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builders.device import fsck
 from pycriu import images
 
+from builders.device import fsck
 from memfs.ranges import Range
 from upgrade.dump.frames import Stopped
 from upgrade.host import Host
