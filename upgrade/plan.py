@@ -180,7 +180,7 @@ def find_frames(host: Host, request: Request) -> tuple[tuple[Range, ...], list[s
         raise Refusal(
             f"{lost[0]} is not online" if lost else "no second memmap= range is set aside for page frames",
             subject="running kernel",
-            hint=f"systemctl restart {paths.FRAMES_UNIT}; journalctl -u {paths.FRAMES_UNIT} says why it is not"
+            hint=f"seamless-upgrade frames; journalctl -u {paths.FRAMES_UNIT} says why it is not"
             if lost
             else "add one to GRUB_CMDLINE_LINUX, as large as the containers' memory, run update-grub and reboot once",
         )
@@ -242,7 +242,8 @@ def _refuse_too_large(
 ) -> int:
     memory = {c.name: _memory_bytes(host, c) for c in containers}
     if frames:
-        _refuse_over_budget(host, memory, frames)
+        swapped = sum(_swapped_bytes(host, c) for c in containers)
+        _refuse_over_budget(host, memory, swapped, frames)
     share = FRAMES_SHARE if frames else 1 + METADATA_SHARE
     needed = int(sum(memory.values()) * share) + METADATA_BYTES
     if needed > store.size_bytes:
@@ -256,13 +257,21 @@ def _refuse_too_large(
     return sum(memory.values())
 
 
-def _refuse_over_budget(host: Host, memory: Mapping[str, int], frames: tuple[Range, ...]) -> None:
+def _refuse_over_budget(
+    host: Host, memory: Mapping[str, int], swapped: int, frames: tuple[Range, ...]
+) -> None:
     """Refuse if the new kernel could not take the containers over: it has no memory of the ranges until then."""
     lines = dict(line.split(":", 1) for line in host.read("/proc/meminfo").splitlines())
     total, available = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     inside = sum(part.size_bytes for span in frames for part in hotplug.online_spans(span, host.root))
     containers = sum(memory.values())
-    others = max(0, total - available - containers)
+    if containers > inside:
+        raise Refusal(
+            f"the containers have {containers >> 20} MiB, the ranges for frames hold {inside >> 20} MiB",
+            subject=", ".join(map(str, frames)),
+            hint="preserve less, make the ranges larger (memmap=, one ordinary reboot), or copy: --pages copy",
+        )
+    others = max(0, total - available - containers + swapped)
     if containers + others > total - inside:
         raise Refusal(
             f"the containers have {containers >> 20} MiB, the host itself needs {others >> 20} MiB, and outside of the "
@@ -270,6 +279,10 @@ def _refuse_over_budget(host: Host, memory: Mapping[str, int], frames: tuple[Ran
             subject="memory of the new kernel",
             hint="preserve less, make the frames ranges smaller, or add memory",
         )
+
+
+def _swapped_bytes(host: Host, container: Container) -> int:
+    return int(host.read_or(cgroup.path(container.cgroup, "memory.swap.current"), "0"))
 
 
 def _memory_bytes(host: Host, container: Container) -> int:

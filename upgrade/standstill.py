@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import TracebackType
+from typing import Self
 
 from memfs import checksums
 from memfs.ranges import Range
@@ -56,8 +58,8 @@ class Standstill:
             self.dumps.wait_until_held()
             self._freeze_again(session)
         self.events.stamp("dumped")
-        with self.events.step("capturing"):
-            disks = Limited(lambda: self._quiesce_disks(freezable, remote))
+        freeze_disks = Limited(lambda stopped: self._quiesce_disks(freezable, remote, stopped))
+        with self.events.step("capturing"), freeze_disks as disks:
             session = self._capture(session, frames)
             self.events.stamp("captured")
             disks.wait(self.config.filesystem_timeout_seconds, "a file system was not synced in time")
@@ -113,12 +115,17 @@ class Standstill:
             for number, d in enumerate(containers)
         }
 
-    def _quiesce_disks(self, freezable: list[Mount], remote: list[Mount]) -> None:
+    def _quiesce_disks(self, freezable: list[Mount], remote: list[Mount], stopped: threading.Event) -> None:
         for mount in remote:
             linux.sync_filesystem(mount.where)
         for mount in freezable:
+            if stopped.is_set():
+                return
             self.undo.push("thaw_filesystem", where=mount.where)
-            if not filesystems.freeze(mount):
+            frozen = filesystems.freeze(mount)
+            if stopped.is_set():  # nobody else will thaw it: what was frozen by then has been undone
+                filesystems.thaw(mount.where)
+            elif not frozen:
                 self.undo.forget("thaw_filesystem")
                 self.events.warn(f"{mount.where} ({mount.kind}) cannot be frozen; it was only synced")
 
@@ -139,6 +146,11 @@ class Standstill:
             )
             for number, dumped in enumerate(session.containers)
         )
+        for number, dumped in enumerate(session.containers):
+            if not kept[number].in_place:
+                self.events.warn(
+                    f"{dumped.container.name}: too many of its pages lay elsewhere, all were copied"
+                )
         frames.sample(paths.STORE / SAMPLES_FILE, everything=session.verify == "frames")
         containers = tuple(
             replace(
@@ -161,8 +173,15 @@ class Standstill:
         )
 
     def _jump(self, session: Session, frames: Frames) -> None:
-        jump = os.open(paths.STORE / JUMP_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.write(jump, bytes(8))
+        with (paths.STORE / JUMP_FILE).open("wb", buffering=0) as file:
+            file.write(bytes(8))
+            self._enter(session, frames, file.fileno())
+
+    def _enter(self, session: Session, frames: Frames, jump: int) -> None:
+        """Look at the frames for the last time and enter the new kernel.
+
+        :param jump: a descriptor of the file that the moment is written to
+        """
         for _ in range(LOOKS):
             self._record(session, frames)
             if not frames.moved():
@@ -206,18 +225,28 @@ class Standstill:
 
 
 class Limited(threading.Thread):
-    """Work that may hang in the kernel, done beside the rest."""
+    """Work that may hang in the kernel, done beside a block; it is told when the block has failed."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[threading.Event], None]) -> None:
         super().__init__(daemon=True)
         self.work = work
         self.error: Exception | None = None
+        self.stopped = threading.Event()
+
+    def __enter__(self) -> Self:
         self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.stopped.set()
 
     def run(self) -> None:
         """Do the work."""
         try:
-            self.work()
+            self.work(self.stopped)
         except Exception as e:
             self.error = e
 

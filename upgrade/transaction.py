@@ -211,7 +211,10 @@ class Transaction:
     def _quiet_movers(self) -> None:
         before = movers.read(self.host)
         self.undo.push("movers", before=before)
-        movers.quiet(self.host, before)
+        try:
+            movers.quiet(self.host, before)
+        except OSError as e:  # if a frame moves it is seen
+            self.events.warn(f"not everything that moves page frames could be stopped: {e}")
 
     def _write_back(self) -> None:
         limit = self.config.writeback_bytes

@@ -13,14 +13,14 @@ from builders.nd import BLOCK, Nd
 from builders.programs import Programs
 from builders.session import dumped, session
 
-from memfs import checksums, prefix, sysfs
+from memfs import checksums, prefix, samples, sysfs
 from memfs.ranges import Range
 from upgrade import linux, paths
 from upgrade.cli import frames as command
 from upgrade.errors import ExitStatus, Refusal, UpgradeError
 from upgrade.host import Host
 from upgrade.restore.frames import FrameMount, give_back, hold_back, mount, show
-from upgrade.session import FRAMES_FILE, FrameRecord
+from upgrade.session import FRAMES_FILE, SAMPLES_FILE, FrameRecord
 
 GIB = 1 << 30
 SPAN = Range(4 * GIB, GIB)
@@ -55,7 +55,9 @@ def record(nd: Nd) -> FrameRecord:
     planned = prefix.layout([], 1 << 20, SPAN.size_bytes // 4096)
     with prefix.create(paths.STORE / FRAMES_FILE, planned, 3) as out:
         out.write({}, volume="seamless-frames")
-    return FrameRecord((SPAN,), checksums.of_file(paths.STORE / FRAMES_FILE))
+    samples.save({}, paths.STORE / SAMPLES_FILE)
+    files = (checksums.of_file(paths.STORE / name) for name in (FRAMES_FILE, SAMPLES_FILE))
+    return FrameRecord((SPAN,), *files)
 
 
 def test_the_map_goes_to_the_start_of_its_range(nd: Nd, programs: Programs, record: FrameRecord) -> None:

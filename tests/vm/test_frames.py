@@ -85,6 +85,7 @@ def test_there_and_back(guest: Guest, number: int) -> None:
     assert guest.shell("uname -r").strip() == target
     jsonschema.Draft202012Validator(SCHEMA).validate(report)
     assert report["outcome"] == "upgraded", report["reason"]
+    assert report["taint_after"] == report["taint_before"], guest.shell("dmesg | grep -A20 WARNING || true")
     for container in report["containers"]:
         assert container["outcome"] == "restored", container
         assert container["in_place"], container

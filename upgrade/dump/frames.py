@@ -31,6 +31,7 @@ from upgrade.host import Host
 from upgrade.pagemaps import PAGE_BYTES, Pagemap
 
 NOWHERE = "/dev/null"
+MOST_ON_STORE = 1024  # pages
 SPARE_LINKS = 64
 COPY_AT_ONCE_BYTES = 4 << 20
 FIND_MOVER = "find out what moves them (compaction, NUMA balancing, KSM), or copy: --pages copy"
@@ -232,8 +233,10 @@ class Frames:
             self.device_blocks,
             self.extra,
         )
+        # Those few travel on the range for metadata; what is more has its room in the ranges for frames.
+        gap = Gap(planned.gap.start_block, min(planned.gap.blocks, MOST_ON_STORE))
         try:
-            made, spill = frames.build(found, self.pieces, planned.gap), None
+            made, spill = frames.build(found, self.pieces, gap), None
         except GapFull as e:
             made, spill = self._spill(found, e.needed)
         try:
