@@ -28,6 +28,7 @@ from upgrade.process import missing
 from upgrade.request import Request
 
 PROGRAMS = ("criu", "kexec", "nft", "ip", "mkfs.ext4", "mount", "umount", "systemctl", "modprobe")
+FRAMES_PROGRAMS = ("ndctl", "blkid", "mkswap")
 # Room on the range beside the pages: the other images, the file system's own, logs.
 METADATA_BYTES = 16 << 20
 METADATA_SHARE = 0.05
@@ -64,6 +65,7 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     privileged()
     for program in PROGRAMS:
         installed(program)
+    _refuse_unfinished(host)
     kernel = _file(request.kernel, "--kernel")
     image = KernelImage.open(kernel)
     initrd = find_initrd(kernel, image.release, request.initrd)
@@ -73,6 +75,8 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     containers = find_containers(host, request)
     refuse_unknown_addresses(host, containers)
     frames, warnings = find_frames(host, request)
+    for program in FRAMES_PROGRAMS if frames else ():
+        installed(program)
     memory = _refuse_too_large(host, containers, store, frames)
     vdso, degraded = compare_vdso(host, image)
     warnings += degraded
@@ -93,6 +97,16 @@ def make(host: Host, request: Request, config: Config) -> Plan:
         memory_bytes=memory,
         warnings=tuple(warnings),
     )
+
+
+def _refuse_unfinished(host: Host) -> None:
+    """Refuse while the memory of the last upgrade's containers still comes: it lies in the ranges."""
+    if host.exists(os.fspath(paths.PAGES)):
+        raise Refusal(
+            "still brings the memory of restored containers back",
+            subject=paths.PAGES_UNIT,
+            hint="wait for it: seamless-upgrade status --wait",
+        )
 
 
 def privileged() -> None:

@@ -8,7 +8,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,9 @@ class Transaction:
             f"{(done.outside_before - done.outside_after) * PAGE_BYTES >> 20} MiB moved in "
             f"{done.duration_ns / 1e9:.1f} s, {done.outside_after} pages left to be copied"
         )
-        return asdict(done)
+        for reason, pages in done.left.items():
+            self.events.say(f"  {pages} pages: {reason}")
+        return done.to_json()
 
     def _open_store(self, the_plan: Plan, session: Session, device: Path) -> None:
         span = the_plan.store

@@ -203,6 +203,21 @@ reports = st.builds(
     downtime_seconds=durations,
     downtime_error_seconds=durations,
     restore_mode=st.sampled_from(["copy", "eager", "lazy"]),
+    gathering=st.sampled_from(
+        [
+            {},
+            {
+                "pages": 10,
+                "pages_outside_before": 9,
+                "pages_outside_after": 1,
+                "seconds": 1.5,
+                "longest_step_seconds": 0.1,
+                "refaults": 3,
+                "dropped_cache": False,
+                "left": {"locked in memory": 1},
+            },
+        ]
+    ),
     phases=st.lists(st.builds(Phase, st.sampled_from(PHASES), durations)).map(tuple),
     pages_total=counts,
     pages_copied=counts,

@@ -65,11 +65,13 @@ def _ended_with(host: Host, report: Report | None) -> int:
 
 
 def _state(host: Host) -> str:
-    """Return ``upgrading`` (before the jump), ``restoring`` (after it) or ``idle``."""
+    """Return ``upgrading`` (before the jump), ``restoring`` (after it, until all memory is back) or ``idle``."""
     if _unit(paths.RUN_UNIT) in BUSY:
         return "upgrading"
     session = session_of(host.command_line())
     restored = session is None or (paths.REPORTS / f"{session}.json").exists()
+    if host.exists(os.fspath(paths.PAGES)) and _unit(paths.RESTORE_UNIT) in ("activating", "active"):
+        return "restoring"
     if not restored and _unit(paths.RESTORE_UNIT) in ("activating", "inactive"):
         return "restoring"
     return "idle"

@@ -8,6 +8,7 @@ metadata is the swap device that the pages pass through: its file system is made
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from memfs import gather, hotplug, residency, room, swap
 from memfs.ranges import Range
@@ -41,6 +42,19 @@ class Gathering:
     dropped_cache: bool = False
     left: Mapping[str, int] = field(default_factory=dict)
     """Why pages still lie elsewhere."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for the report."""
+        return {
+            "pages": self.pages,
+            "pages_outside_before": self.outside_before,
+            "pages_outside_after": self.outside_after,
+            "seconds": self.duration_ns / 1e9,
+            "longest_step_seconds": self.longest_step_ns / 1e9,
+            "refaults": self.refaults,
+            "dropped_cache": self.dropped_cache,
+            "left": dict(self.left),
+        }
 
 
 def survey(host: Host, containers: Sequence[Container], spans: Sequence[Range]) -> Residency:

@@ -125,6 +125,8 @@ class Report:
     pages_total: int = 0
     pages_copied: int = 0
     bytes_copied: int = 0
+    gathering: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """What moving pages into the ranges before the freeze cost; empty if none were moved."""
     containers: tuple[ContainerReport, ...] = ()
     vdso: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     warnings: tuple[str, ...] = ()
@@ -138,6 +140,7 @@ class Report:
             "livepatches_after": list(self.livepatches_after),
             "phases": [_plain(phase) for phase in self.phases],
             "containers": [container.to_json() for container in self.containers],
+            "gathering": dict(self.gathering),
             "vdso": dict(self.vdso),
             "warnings": list(self.warnings),
         }

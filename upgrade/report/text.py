@@ -81,6 +81,12 @@ def _headline(report: Report, paint: Paint) -> list[str]:
         lines.append(
             f"{size(report.bytes_copied)} of {size(total)} copied{RESTORE_MODES[report.restore_mode]}"
         )
+    if report.gathering:
+        moved = report.gathering["pages_outside_before"] - report.gathering["pages_outside_after"]
+        took = seconds(report.gathering["seconds"])
+        lines.append(
+            f"{size(moved * PAGE_BYTES)} were moved to where they can stay before the freeze, in {took}"
+        )
     lines.append(f"{_when(report.started_at)} to {_when(report.finished_at)} UTC, CRIU {report.criu_version}")
     lines.append(f"id {report.id}")
     if report.taint_before != report.taint_after:

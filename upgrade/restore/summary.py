@@ -225,6 +225,7 @@ def _common(host: Host, session: Session, restored: Sequence[Restored]) -> dict[
         "criu_version": session.criu_version,
         "started_at": session.started_at,
         "finished_at": _now(),
+        "gathering": session.gathering,
         "vdso": session.vdso,
     }
 
