@@ -38,9 +38,9 @@ CONDITIONS = (
     Condition(
         "swap on, containers swapped out in part",
         "fallocate -l 256M /swapfile; chmod 600 /swapfile; mkswap -q /swapfile; swapon /swapfile; "
-        "for d in /sys/fs/cgroup /sys/fs/cgroup/workload; do echo +memory > $d/cgroup.subtree_control; done; "
-        "for c in redis threads holder; do echo 4M > /sys/fs/cgroup/workload/$c/memory.reclaim || true; done; "
-        "awk '/VmSwap/ {exit !($2 > 1000)}' /proc/$(pgrep -x redis-server)/status",
+        "python3 /root/page_out.py $(cat /sys/fs/cgroup/workload/*/cgroup.procs); "
+        "cat /proc/swaps >&2; awk '/VmSwap/ {s += $2} END {exit !(s > 1000)}' "
+        "$(sed 's,.*,/proc/&/status,' /sys/fs/cgroup/workload/*/cgroup.procs)",
     ),
     Condition("THP always", f"echo always > {THP}"),
     Condition(
@@ -56,7 +56,8 @@ CONDITIONS = (
 def guest(guests: Guests) -> Iterator[Guest]:
     """Return a guest with a range for frames and four containers."""
     for guest in guests.boot(NAMES, store_mib=256, frames_mib=1024):
-        guest.machine.put("/root/holder.py", (HERE / "holder.py").read_bytes())
+        for name in ("holder.py", "page_out.py"):
+            guest.machine.put(f"/root/{name}", (HERE / name).read_bytes())
         guest.shell(
             f"mkdir -p {HOLDER}; sh -c 'echo $$ > {HOLDER}/cgroup.procs; "
             "exec setsid --fork python3 /root/holder.py /root/held </dev/null >/dev/null 2>&1'"
