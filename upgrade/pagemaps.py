@@ -19,8 +19,10 @@ from upgrade.errors import UpgradeError
 
 PAGE_BYTES = 4096
 # criu/include/magic.h
-_MAGIC = struct.pack("<II", 0x54564319, 0x56084025)
+MAGIC = struct.pack("<II", 0x54564319, 0x56084025)
 # criu/include/pagemap.h
+PE_PARENT = 1 << 0
+PE_LAZY = 1 << 1
 PE_PRESENT = 1 << 2
 _NAME = re.compile(r"pagemap-(?P<shared>shmem-)?(?P<number>\d+)\.img")
 
@@ -59,33 +61,53 @@ def read_all(directory: Path) -> list[Pagemap]:
 
 
 def _read(path: Path, number: int, *, shared: bool) -> Pagemap:
-    rpc = pagemap_messages()
     starts, counts = array("q"), array("q")
+    file, entries = read(path)
+    for address, pages, flags in entries:
+        if flags & PE_PRESENT:
+            starts.append(address)
+            counts.append(pages)
+    return Pagemap(number, shared, file, starts, counts)
+
+
+def read(path: Path) -> tuple[str, Iterator[tuple[int, int, int]]]:
+    """Return the name of the file that holds the pages; and of each run address, number of pages and flags.
+
+    :raises UpgradeError: if it cannot be understood; while the runs are read, too
+    """
+    rpc = pagemap_messages()
+    messages = _messages(path)
     try:
-        messages = _messages(path)
         head = rpc.pagemap_head.FromString(next(messages))
-        parse = rpc.pagemap_entry.FromString
-        # CRIU 4.2 moved the count to a field of 64 bits and writes 0 to the old one.
-        moved = "compat_nr_pages" in rpc.pagemap_entry.DESCRIPTOR.fields_by_name
-        for message in messages:
-            entry = parse(message)
-            if entry.flags & PE_PRESENT or not (entry.flags or _is_hole(entry)):
-                starts.append(entry.vaddr)
-                counts.append((entry.nr_pages or entry.compat_nr_pages) if moved else entry.nr_pages)
     except UpgradeError:
         raise
     except StopIteration:
         raise UpgradeError("ends before its head", subject=str(path)) from None
     except Exception as e:  # DecodeError is a ValueError in one implementation of protobuf only
         raise UpgradeError(f"cannot be read: {e!r}", subject=str(path)) from e
-    return Pagemap(number, shared, f"pages-{head.pages_id}.img", starts, counts)
+    return f"pages-{head.pages_id}.img", _entries(path, messages, rpc)
+
+
+def _entries(path: Path, messages: Iterator[bytes], rpc: Any) -> Iterator[tuple[int, int, int]]:
+    parse = rpc.pagemap_entry.FromString
+    # CRIU 4.2 moved the count to a field of 64 bits and writes 0 to the old one.
+    moved = "compat_nr_pages" in rpc.pagemap_entry.DESCRIPTOR.fields_by_name
+    try:
+        for message in messages:
+            entry = parse(message)
+            pages = (entry.nr_pages or entry.compat_nr_pages) if moved else entry.nr_pages
+            yield entry.vaddr, pages, entry.flags or _flags(entry)
+    except UpgradeError:
+        raise
+    except Exception as e:
+        raise UpgradeError(f"cannot be read: {e!r}", subject=str(path)) from e
 
 
 def _messages(path: Path) -> Iterator[bytes]:
     data = path.read_bytes()
-    if not data.startswith(_MAGIC):
+    if not data.startswith(MAGIC):
         raise UpgradeError("is no pagemap", subject=str(path))
-    at, end = len(_MAGIC), len(data)
+    at, end = len(MAGIC), len(data)
     length = struct.Struct("<I").unpack_from
     while at < end:
         start = at + 4
@@ -95,6 +117,8 @@ def _messages(path: Path) -> Iterator[bytes]:
         yield data[start:at]
 
 
-def _is_hole(entry: Any) -> bool:
-    """Tell whether an entry without flags has no pages (criu/pagemap.c, init_compat_pagemap_entry())."""
-    return entry.HasField("flags") or bool(entry.in_parent)
+def _flags(entry: Any) -> int:
+    """Return what an entry without flags means (criu/pagemap.c, init_compat_pagemap_entry())."""
+    if entry.HasField("flags"):
+        return 0
+    return PE_PARENT if entry.in_parent else PE_PRESENT

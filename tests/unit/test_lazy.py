@@ -9,9 +9,11 @@ from builders.lazy import write_pagemap
 from hypothesis import given
 from hypothesis import strategies as st
 
+from upgrade import pagemaps
 from upgrade.errors import UpgradeError
+from upgrade.pagemaps import PE_LAZY, PE_PARENT, PE_PRESENT
 from upgrade.restore import lazy
-from upgrade.restore.lazy import PE_LAZY, PE_PARENT, PE_PRESENT, Layout, Run, read_pagemap
+from upgrade.restore.lazy import Layout, Run, read_pagemap
 from upgrade.userfaultfd import (
     PAGE_BYTES,
     UFFD_EVENT_FORK,
@@ -51,9 +53,11 @@ def test_the_fields_of_criu_4_2(
     entry = SimpleNamespace(vaddr=0x1000, flags=PE_PRESENT | PE_LAZY, HasField=lambda _: True, **fields)
     proto = SimpleNamespace(
         pagemap_head=SimpleNamespace(FromString=lambda _: SimpleNamespace(pages_id=1)),
-        pagemap_entry=SimpleNamespace(FromString=lambda _: entry),
+        pagemap_entry=SimpleNamespace(
+            FromString=lambda _: entry, DESCRIPTOR=SimpleNamespace(fields_by_name=("compat_nr_pages",))
+        ),
     )
-    monkeypatch.setattr(lazy, "pagemap_messages", lambda: proto)
+    monkeypatch.setattr(pagemaps, "pagemap_messages", lambda: proto)
     assert read_pagemap(path).lazy == (Run(0x1000, 0, pages),)
 
 

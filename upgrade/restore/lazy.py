@@ -5,15 +5,15 @@ A page that CRIU delays (``PE_LAZY``) is known by its number in ``pages-N.img``.
 restore goes on (mremap), and it may lose its meaning (munmap, madvise): then nothing may bring it back.
 """
 
-import struct
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from upgrade.criu import pagemap_messages
+from upgrade import pagemaps
 from upgrade.errors import UpgradeError
+from upgrade.pagemaps import PE_LAZY, PE_PARENT, PE_PRESENT
 from upgrade.userfaultfd import (
     PAGE_BYTES,
     UFFD_EVENT_REMAP,
@@ -21,13 +21,6 @@ from upgrade.userfaultfd import (
     UFFD_EVENT_UNMAP,
     Message,
 )
-
-# criu/include/magic.h and criu/include/pagemap.h
-IMG_COMMON_MAGIC = 0x54564319
-PAGEMAP_MAGIC = 0x56084025
-PE_PARENT = 1
-PE_LAZY = 2
-PE_PRESENT = 4
 
 # Beyond that many runs at once sorting anew is cheaper than moving the rest for each.
 FEW_RUNS = 64
@@ -70,16 +63,10 @@ def read_pagemap(path: Path) -> Pagemap:
 
     :raises UpgradeError: if it is none, or its pages are not all in one pages file
     """
-    proto = pagemap_messages()
-    messages = _messages(path)
-    head = proto.pagemap_head.FromString(next(messages))
+    head, entries = pagemaps.read(path)
     runs = []
     page = 0
-    for data in messages:
-        entry = proto.pagemap_entry.FromString(data)
-        # CRIU 4.2 moved the count to a field of 64 bits and writes 0 to the old one (images/pagemap.proto).
-        count = entry.nr_pages or getattr(entry, "compat_nr_pages", 0)
-        flags = entry.flags if entry.HasField("flags") else PE_PARENT if entry.in_parent else PE_PRESENT
+    for address, count, flags in entries:
         if not count:
             raise UpgradeError(
                 "an entry without pages: written by a newer CRIU than pycriu is",
@@ -89,26 +76,10 @@ def read_pagemap(path: Path) -> Pagemap:
         if flags & PE_PARENT or (flags & PE_LAZY and not flags & PE_PRESENT):
             raise UpgradeError("pages of this dump are elsewhere", subject=str(path))
         if flags & PE_LAZY:
-            runs.append(Run(entry.vaddr, page, count))
+            runs.append(Run(address, page, count))
         if flags & PE_PRESENT:
             page += count
-    return Pagemap(f"pages-{head.pages_id}.img", page, tuple(runs))
-
-
-def _messages(path: Path) -> Iterator[bytes]:
-    data = path.read_bytes()
-    if data[:8] != struct.pack("<II", IMG_COMMON_MAGIC, PAGEMAP_MAGIC):
-        raise UpgradeError("not a pagemap of CRIU", subject=str(path))
-    at = 8
-    while at < len(data):
-        (length,) = struct.unpack_from("<I", data, at)
-        at += 4
-        if at + length > len(data):
-            raise UpgradeError("ends early", subject=str(path))
-        yield data[at : at + length]
-        at += length
-    if at == 8:
-        raise UpgradeError("ends early", subject=str(path))
+    return Pagemap(head, page, tuple(runs))
 
 
 class Layout:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from upgrade.criu import pagemap_messages
-from upgrade.restore.lazy import IMG_COMMON_MAGIC, PAGEMAP_MAGIC, PE_LAZY, PE_PRESENT
+from upgrade.pagemaps import MAGIC, PE_LAZY, PE_PRESENT
 from upgrade.userfaultfd import PAGE_BYTES
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,10 +26,7 @@ def write_pagemap(path: Path, pages_id: int, entries: Iterable[dict[str, int]]) 
     proto = pagemap_messages()
     parts = [proto.pagemap_head(pages_id=pages_id)] + [proto.pagemap_entry(**entry) for entry in entries]
     data = [part.SerializeToString() for part in parts]
-    path.write_bytes(
-        struct.pack("<II", IMG_COMMON_MAGIC, PAGEMAP_MAGIC)
-        + b"".join(struct.pack("<I", len(part)) + part for part in data)
-    )
+    path.write_bytes(MAGIC + b"".join(struct.pack("<I", len(part)) + part for part in data))
 
 
 def page(number: int, seed: int) -> bytes:
