@@ -34,7 +34,10 @@ class Condition:
 
 
 CONDITIONS = (
-    Condition("R full of page cache", "truncate -s 3G /sparse; cat /sparse >/dev/null; free -m >&2"),
+    Condition(
+        "THP always, R full of page cache",
+        f"echo always > {THP}; truncate -s 3G /sparse; cat /sparse >/dev/null; free -m >&2",
+    ),
     Condition(
         "swap on, containers swapped out in part",
         "fallocate -l 256M /swapfile; chmod 600 /swapfile; mkswap -q /swapfile; swapon /swapfile; "
@@ -42,7 +45,6 @@ CONDITIONS = (
         "cat /proc/swaps >&2; awk '/VmSwap/ {s += $2} END {exit !(s > 1000)}' "
         "$(sed 's,.*,/proc/&/status,' /sys/fs/cgroup/workload/*/cgroup.procs)",
     ),
-    Condition("THP always", f"echo always > {THP}"),
     Condition(
         "KSM on, THP never",
         f"echo never > {THP}; echo 20000 > /sys/kernel/mm/ksm/pages_to_scan; echo 1 > /sys/kernel/mm/ksm/run; "
@@ -152,7 +154,7 @@ def test_damaged_frame(guest: Guest) -> None:
     guest.machine.put("/etc/damage", b"")
     guest.shell("systemctl daemon-reload; systemctl enable damage.service")
     guest.jump(
-        guest.kernels[1].release, "--verify", "frames", "--cgroup", "/workload/redis", "--container", "memory"
+        guest.kernels[0].release, "--verify", "frames", "--cgroup", "/workload/redis", "--container", "memory"
     )
     status = guest.command("status", "--wait")
     assert status.status == ExitStatus.DEGRADED, (status, guest.shell("journalctl -b -u damage"))
