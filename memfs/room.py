@@ -9,7 +9,7 @@ cache is the second way.
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,8 +108,7 @@ def make(spans: Sequence[Range], needed_bytes: int, ours: Frames, root: Path = P
             else:
                 refused += 1
     finally:
-        for block in emptied:
-            online(block.path)
+        _all_online(block.path for block in emptied)
     free = free_bytes(blocks(spans, ours, root))
     dropped = free < needed and any(block.others for block in before)
     if dropped:
@@ -121,10 +120,26 @@ def make(spans: Sequence[Range], needed_bytes: int, ours: Frames, root: Path = P
 def restore(spans: Sequence[Range], root: Path = Path("/")) -> None:
     """Bring every memory block of ranges online that is not: a killed run may have left one offline."""
     size = hotplug.block_bytes(root)
-    for span in spans:
-        for number in range(-(-span.start_bytes // size), span.end_bytes // size):
-            path = root / hotplug.MEMORY / f"memory{number}"
+    _all_online(
+        root / hotplug.MEMORY / f"memory{number}"
+        for span in spans
+        for number in range(-(-span.start_bytes // size), span.end_bytes // size)
+    )
+
+
+def _all_online(paths: Iterable[Path]) -> None:
+    """Bring memory blocks online; one that cannot be keeps no other from it.
+
+    :raises OSError: the first refusal
+    """
+    failed: OSError | None = None
+    for path in paths:
+        try:
             online(path)
+        except OSError as e:
+            failed = failed or e
+    if failed is not None:
+        raise failed
 
 
 def online(path: Path) -> None:

@@ -14,6 +14,7 @@ KNOBS: Mapping[str, str] = {
     "/proc/sys/vm/swappiness": "0",
     "/proc/sys/kernel/numa_balancing": "0",
     "/sys/kernel/mm/ksm/run": "0",  # what is merged stays merged
+    "/sys/kernel/mm/transparent_hugepage/defrag": "never",  # compaction on behalf of a page fault
     "/sys/kernel/mm/transparent_hugepage/khugepaged/defrag": "0",
     "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "4294967295",
     "/sys/kernel/mm/numa/demotion_enabled": "false",
@@ -27,6 +28,8 @@ def read(host: Host) -> dict[str, str]:
     found = {}
     for knob, rest in KNOBS.items():
         value = host.read_or(knob, rest)
+        if "[" in value:  # one of several words: always defer [madvise] never
+            value = value.partition("[")[2].partition("]")[0]
         if value != rest:
             found[knob] = value
     return found

@@ -4,6 +4,7 @@
 Here is what happens while the containers still run; ``standstill.py`` has the rest.
 """
 
+import errno
 import socket
 import uuid
 from collections.abc import Iterator
@@ -82,8 +83,10 @@ class Transaction:
             yield
         finally:
             uninterrupted()
-            self.undo.unwind(only={"thaw_filesystem"})  # CRIU's rollback may have to write
-            self.dumps.abort()
+            try:
+                self.undo.unwind(only={"thaw_filesystem"})  # CRIU's rollback may have to write
+            finally:
+                self.dumps.abort()
 
     def _session(self, the_plan: Plan) -> Session:
         running = self.host.command_line()
@@ -150,7 +153,13 @@ class Transaction:
         """Move the containers' pages into the ranges for frames; what cannot be moved is copied later."""
         from upgrade.dump import gathering
 
-        found = gathering.survey(self.host, the_plan.containers, the_plan.frames)
+        try:
+            found = gathering.survey(self.host, the_plan.containers, the_plan.frames)
+        except OSError as e:
+            if e.errno != errno.ENOTTY:
+                raise
+            self.events.warn("pages are not moved to where they can stay: no PAGEMAP_SCAN (Linux 6.7)")
+            return {}
         self.events.say(
             f"{100 * found.share_in_place:.1f} % of {found.total.pages * PAGE_BYTES >> 20} MiB lie where they can stay"
         )

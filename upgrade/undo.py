@@ -8,6 +8,7 @@ was killed, its unit's ``ExecStopPost=`` unwinds what the file still holds. Both
 import json
 import logging
 import signal
+import threading
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -100,6 +101,7 @@ class Undo:
     def __init__(self, host: Host, file: Path) -> None:
         self.host = host
         self.file = file
+        self.lock = threading.RLock()  # the disks are frozen by a thread of their own
 
     def __enter__(self) -> Self:
         return self
@@ -115,12 +117,13 @@ class Undo:
         """Remember how to undo the step that comes next."""
         if action not in ACTIONS:
             raise KeyError(action)
-        with self.file.open("a") as f:
+        with self.lock, self.file.open("a") as f:
             f.write(json.dumps({"action": action, "arguments": arguments}) + "\n")
 
     def forget(self, action: str) -> None:
         """Take the newest ``action`` back: its step did not happen."""
-        self._drop(next(entry for entry in reversed(self._entries()) if entry["action"] == action))
+        with self.lock:
+            self._drop(next(entry for entry in reversed(self._entries()) if entry["action"] == action))
 
     def unwind(self, only: Container[str] | None = None) -> list[str]:
         """Undo everything, the last step first; return what could not be undone, a line each.
@@ -143,9 +146,11 @@ class Undo:
 
     def _drop(self, entry: dict[str, Any]) -> None:
         """Forget the newest entry that equals ``entry``."""
-        left = self._entries()[::-1]
-        left.remove(entry)
-        self._write(left[::-1])
+        with self.lock:
+            left = self._entries()[::-1]
+            if entry in left:  # another thread may have been faster
+                left.remove(entry)
+                self._write(left[::-1])
 
     def _entries(self) -> list[dict[str, Any]]:
         try:

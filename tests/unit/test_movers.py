@@ -36,3 +36,19 @@ def test_a_knob_that_is_gone_keeps_no_other_from_coming_back(machine: Machine) -
         movers.restore(machine.host, dict(sorted(before.items(), reverse=True)))
     assert machine.host.read(SWAPPINESS) == "60"
     machine.file(DAMON, "Y")
+
+
+def test_of_several_words_the_chosen_one_comes_back(machine: Machine) -> None:
+    knob = "/sys/kernel/mm/transparent_hugepage/defrag"
+    machine.file(knob, "always defer defer+madvise [madvise] never\n")
+    before = movers.read(machine.host)
+    assert before == {knob: "madvise"}
+    movers.quiet(machine.host, before)
+    assert machine.host.read(knob) == "never"
+    movers.restore(machine.host, before)
+    assert machine.host.read(knob) == "madvise"
+
+
+def test_a_choice_at_rest_is_left_alone(machine: Machine) -> None:
+    machine.file("/sys/kernel/mm/transparent_hugepage/defrag", "always defer madvise [never]\n")
+    assert movers.read(machine.host) == {}

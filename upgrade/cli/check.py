@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from upgrade import plan, ranges
-from upgrade.cli import SCHEMA_VERSION, answer
+from upgrade.cli import SCHEMA_VERSION, answer, say
 from upgrade.config import Config
 from upgrade.errors import ExitStatus
 from upgrade.host import Host
@@ -69,7 +69,11 @@ def to_json(found: Plan, host: Host) -> dict[str, Any]:
 def _residences(found: Plan, host: Host) -> "list[Residence]":
     from upgrade.dump import gathering  # numpy
 
-    return gathering.residences(host, found.containers, found.frames) if found.frames else []
+    try:
+        return gathering.residences(host, found.containers, found.frames) if found.frames else []
+    except OSError as e:  # ENOTTY: no PAGEMAP_SCAN before Linux 6.7
+        say(f"seamless-upgrade: it is not known where memory lies: {e}")
+        return []
 
 
 def _where(found: Plan) -> str:

@@ -2,6 +2,7 @@
 """What the unit runs when the run has ended: undo what a killed run could not (``ExecStopPost=``)."""
 
 import argparse
+import os
 
 import psutil
 
@@ -18,7 +19,7 @@ def main(_options: argparse.Namespace) -> int:
     paths.REQUEST.unlink(missing_ok=True)
     undo = Undo(host, paths.UNDO)
     problems = undo.unwind(only={"thaw_filesystem"})  # CRIU's rollback may have to write
-    _wait_for_criu(host)
+    _wait_for_others(host)
     problems += undo.unwind()
     for problem in problems:
         say(problem)
@@ -29,19 +30,17 @@ def main(_options: argparse.Namespace) -> int:
     return ExitStatus.FAILED if problems else ExitStatus.DONE
 
 
-def _wait_for_criu(host: Host) -> None:
-    """Wait until every CRIU of the run has rolled back: it does so when the run's end of its socket closes."""
+def _wait_for_others(host: Host) -> None:
+    """Wait until whatever the run had started has ended: it would finish what is undone here.
+
+    A CRIU rolls back as soon as the run's end of its socket closes.
+    """
     own = host.read("/proc/self/cgroup")
     found = []
     for process in psutil.process_iter():
-        if host.read_or(f"/proc/{process.pid}/cgroup", "") == own and _is_criu(process):
+        if process.pid != os.getpid() and host.read_or(f"/proc/{process.pid}/cgroup", "") == own:
             found.append(process)
     # Without a limit: a CRIU that rolls back after us would freeze its cgroup again and nobody would thaw it.
-    psutil.wait_procs(found, callback=lambda process: say(f"CRIU (PID {process.pid}) has rolled back"))
-
-
-def _is_criu(process: psutil.Process) -> bool:
-    try:
-        return process.name() == "criu"
-    except psutil.NoSuchProcess:
-        return False
+    psutil.wait_procs(
+        found, callback=lambda process: say(f"a process of the run (PID {process.pid}) has ended")
+    )

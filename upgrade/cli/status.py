@@ -99,12 +99,16 @@ def _residences(host: Host, report: Report | None) -> "list[Residence]":
         return []
     from upgrade.dump import gathering  # numpy
 
-    known = [container for each in engines(host) for container in each.available()]
-    for reported in report.containers if report is not None else ():
-        if reported.engine == "cgroup":
-            with suppress(UpgradeError):
-                known.append(engine(host, "cgroup").find(reported.name))
-    return gathering.residences(host, known, spans)
+    try:
+        known = [container for each in engines(host) for container in each.available()]
+        for reported in report.containers if report is not None else ():
+            if reported.engine == "cgroup":
+                with suppress(UpgradeError):
+                    known.append(engine(host, "cgroup").find(reported.name))
+        return gathering.residences(host, known, spans)
+    except (OSError, UpgradeError) as e:  # ENOTTY: no PAGEMAP_SCAN before Linux 6.7
+        say(f"seamless-upgrade: it is not known where memory lies: {e}")
+        return []
 
 
 def _memory(host: Host, report: Report | None) -> list[str]:

@@ -41,7 +41,7 @@ class Spill:
         self.usable: list[list[int]] = []
         found = 0
         for _ in range(TRIES):
-            if found >= pages:
+            if found >= pages or not _is_affordable(pages - found):
                 break
             self.maps.append(_allocate(pages - found))
             inside = np.flatnonzero(self._blocks_of(self.maps[-1]) != frames.NOWHERE).tolist()
@@ -78,6 +78,14 @@ class Spill:
         address = int(np.frombuffer(memory, np.uint8).ctypes.data)
         pfns = pagemap.pfns(Path("/proc/self/pagemap"), address, len(memory) // PAGE_BYTES)
         return frames.classify(pfns, self.pieces)
+
+
+def _is_affordable(pages: int) -> bool:
+    """Tell whether so many pages leave enough to everybody else."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return pages * PAGE_BYTES < int(line.split()[1]) * 1024 // 2
+    return False
 
 
 def _allocate(pages: int) -> mmap.mmap:

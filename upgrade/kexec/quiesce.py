@@ -6,7 +6,7 @@ The services are stopped in order by ``systemctl isolate`` of a target of our ow
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from upgrade.host import Host
@@ -104,12 +104,23 @@ def isolate() -> None:
     run(["systemctl", "isolate", TARGET], timeout=ISOLATE_S)
 
 
+def _cancel_stops(units: Container[str]) -> None:
+    """Cancel what an aborted ``isolate`` has left in the queue: systemd goes on with it when the client has gone."""
+    lines = run(["systemctl", "list-jobs", "--plain", "--no-legend"], check=False).stdout.splitlines()
+    jobs = [line.split() for line in lines]
+    waiting = [j[0] for j in jobs if len(j) == 4 and j[1] in units and j[2:] == ["stop", "waiting"]]
+    if waiting:
+        run(["systemctl", "cancel", "--", *waiting], check=False)
+
+
 def resume(units: Iterable[str], host: Host) -> None:
     """Start again what was active, and forget the target.
 
     Not our own units: the run's is stopping just now, and to start it again would wait for that, for ever.
     """
-    stopped = set(units) - set(active_units())
+    units = set(units)
+    _cancel_stops(units)
+    stopped = units - set(active_units())
     others = sorted(unit for unit in stopped if not unit.startswith("seamless-upgrade"))
     if others:
         run(["systemctl", "start", "--", *others], check=False, timeout=RESUME_S)

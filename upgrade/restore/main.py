@@ -103,15 +103,29 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
     network.join()
     from upgrade.restore import summary  # the containers run: nothing is urgent any more
 
-    status = summary.write(host, clock, arrived, restored, moments, [*problems, *pages.problems])
+    problems += pages.problems
+    status = _reported(lambda: summary.write(host, clock, arrived, restored, moments, problems))
     fdstore.notify("READY=1", "STATUS=the containers run")  # the boot goes on beside the rest of the memory
     try:
-        status = summary.complete(clock, arrived, pages.wait(), status)
+        memory = pages.wait()
         pages.end()
     except Exception as e:  # who still needs the frames keeps them
-        return summary.degrade(session, str(e))
+        reason = str(e)
+        return _reported(lambda: summary.degrade(session, reason))
+    status = _reported(lambda: summary.complete(clock, arrived, memory, status))
+    if frame_mount is not None:
+        frame_mount.join()
     _release(host, arrived)
     return status
+
+
+def _reported(write: Callable[[], ExitStatus]) -> ExitStatus:
+    """Write a report; whatever keeps it from being written must not keep the ranges from being given back."""
+    try:
+        return write()
+    except Exception as e:
+        say(f"the report cannot be written: {e}")
+        return ExitStatus.DEGRADED
 
 
 def attempt(action: Callable[[], object], otherwise: str, problems: list[str]) -> bool:
@@ -169,7 +183,7 @@ def _without_store(host: Host, identity: str, reason: str) -> int:
         run(["umount", os.fspath(paths.STORE)], check=False)
     from upgrade.restore import summary
 
-    status = summary.write_without_store(host, identity, plan, results, reason)
+    status = _reported(lambda: summary.write_without_store(host, identity, plan, results, reason))
     for problem in frames.give_back(host):
         say(problem)
     paths.PLAN.unlink(missing_ok=True)
