@@ -10,7 +10,7 @@ map goes there in the new kernel.
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -34,13 +34,13 @@ def online_spans(span: Range, root: Path = Path("/")) -> tuple[Range, ...]:
     """Return the parts of a range that the allocator has, in the order of their addresses."""
     size = block_bytes(root)
     found: list[Range] = []
-    for number in _blocks(span, size):
-        if sysfs.read(root / MEMORY / f"memory{number}" / "state") != "online":
+    for block, path in blocks(span, root):
+        if sysfs.read(path / "state") != "online":
             continue
-        if found and found[-1].end_bytes == number * size:
+        if found and found[-1].end_bytes == block.start_bytes:
             found[-1] = Range(found[-1].start_bytes, found[-1].size_bytes + size)
         else:
-            found.append(Range(number * size, size))
+            found.append(block)
     return tuple(found)
 
 
@@ -49,9 +49,31 @@ def block_bytes(root: Path = Path("/")) -> int:
     return int(sysfs.read(root / MEMORY / "block_size_bytes") or "8000000", 16)
 
 
-def _blocks(span: Range, size: int) -> range:
-    """Return the numbers of the whole blocks in a range."""
-    return range(-(-span.start_bytes // size), span.end_bytes // size)
+def blocks(span: Range, root: Path = Path("/")) -> list[tuple[Range, Path]]:
+    """Return the whole memory blocks in a range, each with its directory in sysfs (which need not be there)."""
+    size = block_bytes(root)
+    numbers = range(-(-span.start_bytes // size), span.end_bytes // size)
+    return [(Range(number * size, size), root / MEMORY / f"memory{number}") for number in numbers]
+
+
+def online(path: Path) -> None:
+    """Bring a memory block online as movable memory if it is not; nothing happens if there is no such block."""
+    if sysfs.read(path / "state") == "offline":
+        sysfs.write(path / "state", "online_movable")
+
+
+def bring_blocks_online(paths: Iterable[Path]) -> OSError | None:
+    """Bring memory blocks online as movable memory, those that are offline; return the first refusal.
+
+    One that cannot be keeps no other from it.
+    """
+    refused: OSError | None = None
+    for path in paths:
+        try:
+            online(path)
+        except OSError as e:
+            refused = refused or e
+    return refused
 
 
 def bring_online(span: Range, timeout_s: float, root: Path = Path("/")) -> tuple[Range, ...]:
@@ -61,24 +83,18 @@ def bring_online(span: Range, timeout_s: float, root: Path = Path("/")) -> tuple
 
     :raises NotOnline: if the kernel refuses
     """
-    if not _blocks(span, block_bytes(root)):
+    inside = blocks(span, root)
+    if not inside:
         raise NotOnline(f"{span} holds no whole memory block of {block_bytes(root) >> 20} MiB")
     space = _wait(lambda: namespace.find(span, root), timeout_s, f"no namespace at {span}")
     if not _is_memory(space):
         with _nobody_onlines(root):
             _to_kmem(space.dax_device or _make_dax_device(space, timeout_s), timeout_s, root)
-    refused: OSError | None = None
-    for number in _blocks(span, block_bytes(root)):
-        state = root / MEMORY / f"memory{number}" / "state"
-        if sysfs.read(state) == "offline":
-            try:
-                sysfs.write(state, "online_movable")
-            except OSError as e:  # the other blocks are of use all the same
-                refused = e
-    online = online_spans(span, root)
-    if not online:
+    refused = bring_blocks_online(path for _, path in inside)
+    found = online_spans(span, root)
+    if not found:
         raise NotOnline(f"no block of {span} can be brought online ({refused or 'there is none'}): see dmesg")
-    return online
+    return found
 
 
 @contextmanager

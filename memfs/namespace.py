@@ -17,7 +17,7 @@ from memfs.ranges import Range
 
 NVDIMM_BUS = "sys/bus/nd"
 DAX_BUS = "sys/bus/dax"
-PMEM_DRIVER, DAX_DRIVER = "nd_pmem", "dax_pmem"
+PMEM_DRIVER = "nd_pmem"
 
 
 class NamespaceStuck(Exception):

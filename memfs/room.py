@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memfs import hotplug
+from memfs import hotplug, sysfs
 from memfs.pagemap import PAGE_BYTES
 from memfs.ranges import Range
 from memfs.residency import Frames
@@ -61,20 +61,18 @@ class Room:
 
 def blocks(spans: Sequence[Range], ours: Frames, root: Path = Path("/")) -> list[Block]:
     """Return the memory blocks of ranges that are online and movable, in the order of their addresses."""
-    size = hotplug.block_bytes(root)
     found = []
     with (root / "proc/kpageflags").open("rb", buffering=0) as flags:
         for span in spans:
-            for number in range(-(-span.start_bytes // size), span.end_bytes // size):
-                path = root / hotplug.MEMORY / f"memory{number}"
-                if _read(path / "valid_zones") != "Movable" or _read(path / "state") != "online":
+            for block, path in hotplug.blocks(span, root):
+                if sysfs.read(path / "valid_zones") != "Movable" or sysfs.read(path / "state") != "online":
                     continue
-                first, pages = number * size // PAGE_BYTES, size // PAGE_BYTES
+                first, pages = block.start_bytes // PAGE_BYTES, block.size_bytes // PAGE_BYTES
                 flags.seek(first * 8)
                 some = np.frombuffer(flags.read(pages * 8), np.uint64)
                 free = int(np.count_nonzero(some & _KPF_BUDDY))
                 taken = int(np.count_nonzero(ours[first : first + pages]))
-                found.append(Block(path, Range(number * size, size), free, taken))
+                found.append(Block(path, block, free, taken))
     return found
 
 
@@ -108,7 +106,7 @@ def make(spans: Sequence[Range], needed_bytes: int, ours: Frames, root: Path = P
             else:
                 refused += 1
     finally:
-        _all_online(block.path for block in emptied)
+        _bring_online(block.path for block in emptied)
     free = free_bytes(blocks(spans, ours, root))
     dropped = free < needed and any(block.others for block in before)
     if dropped:
@@ -119,33 +117,13 @@ def make(spans: Sequence[Range], needed_bytes: int, ours: Frames, root: Path = P
 
 def restore(spans: Sequence[Range], root: Path = Path("/")) -> None:
     """Bring every memory block of ranges online that is not: a killed run may have left one offline."""
-    size = hotplug.block_bytes(root)
-    _all_online(
-        root / hotplug.MEMORY / f"memory{number}"
-        for span in spans
-        for number in range(-(-span.start_bytes // size), span.end_bytes // size)
-    )
+    _bring_online(path for span in spans for _, path in hotplug.blocks(span, root))
 
 
-def _all_online(paths: Iterable[Path]) -> None:
-    """Bring memory blocks online; one that cannot be keeps no other from it.
-
-    :raises OSError: the first refusal
-    """
-    failed: OSError | None = None
-    for path in paths:
-        try:
-            online(path)
-        except OSError as e:
-            failed = failed or e
-    if failed is not None:
-        raise failed
-
-
-def online(path: Path) -> None:
-    """Bring a memory block online as movable memory if it is not; nothing happens if there is no such block."""
-    if _read(path / "state") == "offline":
-        (path / "state").write_text("online_movable")
+def _bring_online(paths: Iterable[Path]) -> None:
+    refused = hotplug.bring_blocks_online(paths)
+    if refused is not None:
+        raise refused
 
 
 def offline(block: Block) -> bool:
@@ -155,12 +133,5 @@ def offline(block: Block) -> bool:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=OFFLINE_S)
     except subprocess.TimeoutExpired:
-        return _read(block.path / "state") == "offline"
+        return sysfs.read(block.path / "state") == "offline"
     return done.returncode == 0
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return ""

@@ -54,6 +54,11 @@ class Host:
         """Yield the process ids of ``/proc``."""
         return (int(name) for name in self.list("/proc") if name.isdigit())
 
+    def memory(self) -> dict[str, int]:
+        """Return ``/proc/meminfo`` in bytes, under the kernel's names."""
+        lines = (line.split(":", 1) for line in self.read("/proc/meminfo").splitlines())
+        return {name: int(value.split()[0]) * 1024 for name, value in lines if value.endswith(" kB")}
+
     def release(self) -> str:
         """Return the running kernel's release (``uname -r``)."""
         return self.read("/proc/sys/kernel/osrelease")

@@ -275,8 +275,8 @@ def _refuse_over_budget(
     host: Host, memory: Mapping[str, int], swapped: int, frames: tuple[Range, ...]
 ) -> None:
     """Refuse if the new kernel could not take the containers over: it has no memory of the ranges until then."""
-    lines = dict(line.split(":", 1) for line in host.read("/proc/meminfo").splitlines())
-    total, available = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    known = host.memory()
+    total, available = known["MemTotal"], known["MemAvailable"]
     inside = sum(part.size_bytes for span in frames for part in hotplug.online_spans(span, host.root))
     containers = sum(memory.values())
     if containers > inside:

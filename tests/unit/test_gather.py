@@ -313,9 +313,9 @@ class Blocks:
         self.file = root / "proc/kpageflags"
         self.refused = refused
         self.calls: list[str] = []
-        self._online = room.online
+        self._online = hotplug.online
         monkeypatch.setattr(room, "offline", self.offline)
-        monkeypatch.setattr(room, "online", self.online)
+        monkeypatch.setattr(hotplug, "online", self.online)
 
     def offline(self, block: Block) -> bool:
         self.calls.append(f"-{block.path.name}")

@@ -16,6 +16,7 @@ from memfs import frames, pagemap
 from memfs.erofs import Blocks
 from memfs.frames import Piece
 from memfs.pagemap import PAGE_BYTES
+from upgrade.host import Host
 
 TRIES = 4
 
@@ -82,10 +83,7 @@ class Spill:
 
 def _is_affordable(pages: int) -> bool:
     """Tell whether so many pages leave enough to everybody else."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return pages * PAGE_BYTES < int(line.split()[1]) * 1024 // 2
-    return False
+    return pages * PAGE_BYTES < Host().memory()["MemAvailable"] // 2
 
 
 def _allocate(pages: int) -> mmap.mmap:

@@ -62,8 +62,8 @@ def write_back(host: Host, limit_bytes: int, timeout_s: float) -> int:
 
 def dirty_bytes(host: Host) -> int:
     """Return what is dirty or being written (``/proc/meminfo``)."""
-    lines = dict(line.split(":", 1) for line in host.read("/proc/meminfo").splitlines())
-    return sum(int(lines[name].split()[0]) * 1024 for name in ("Dirty", "Writeback"))
+    memory = host.memory()
+    return memory["Dirty"] + memory["Writeback"]
 
 
 def active_units() -> list[str]:

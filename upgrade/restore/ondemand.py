@@ -140,7 +140,7 @@ class PageService:
         needed = sum((images / name).stat().st_size for name in dumped.frame_files)
         with self._lock:
             if self._room_bytes is None:
-                self._room_bytes = _available_bytes(self.host)
+                self._room_bytes = self.host.memory()["MemAvailable"]
             self._room_bytes -= needed
             return self._room_bytes >= 0
 
@@ -239,10 +239,3 @@ def _progress() -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError):
         return {}
     return {entry["name"]: entry for entry in entries}
-
-
-def _available_bytes(host: Host) -> int:
-    for line in host.read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("MemAvailable is not in /proc/meminfo")
