@@ -131,6 +131,10 @@ class Pages:
     def __init__(self, *names: str) -> None:
         self.names = names
         self.left: list[str] = []
+        self.told: list[str] = []
+
+    def answers(self, dumped: Dumped) -> None:
+        self.told.append(dumped.container.name)
 
     def serves(self, dumped: Dumped) -> bool:
         return dumped.container.name in self.names
@@ -148,7 +152,7 @@ def test_memory_comes_on_demand_where_the_server_serves(scene: Scene) -> None:
     (result,) = scene.bring_back(pages)
     assert (result.outcome, result.lazy) == ("restored", True)
     assert scene.criu.options("RESTORE").lazy_pages
-    assert pages.left == []
+    assert (pages.left, pages.told) == ([], ["/a"])
 
 
 @pytest.mark.parametrize("served", [True, False])

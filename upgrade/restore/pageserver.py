@@ -36,13 +36,16 @@ from upgrade.restore import fdstore
 from upgrade.restore.journal import Journal, events_file, kept_messages
 from upgrade.restore.lazy import Layout, Pagemap, read_pagemap
 from upgrade.restore.lazytask import WINDOW_PAGES, Task
-from upgrade.restore.ondemand import PROGRESS, SOCKET
+from upgrade.restore.ondemand import ANSWERS, PROGRESS, SOCKET
 from upgrade.restore.pagesfile import PagesFile
 from upgrade.userfaultfd import PAGE_BYTES, UFFD_EVENT_FORK
 
 RESTORE_FINISHED = 0x52535446
 MOST_THREADS = 4
 PROGRESS_MS = 250
+SOON_MS = 10
+GRACE_NS = 2_000_000_000
+"""So long the background waits for the word that a container answers: its processors belong to that first."""
 STACK_BYTES = 512 << 10
 SWITCH_S = 0.000_2
 """How long a thread of the background may keep the interpreter while a fault waits; Python's own value is 5 ms."""
@@ -59,6 +62,10 @@ class Container:
     listener: socket.socket | None = None
     line: socket.socket | None = None
     restored: bool = False
+    """CRIU has finished."""
+    restored_ns: int = 0
+    answers: bool = False
+    """The container runs: the rest of its memory may be brought now."""
     error: str | None = None
     tasks: dict[str, Task] = field(default_factory=dict)
     total_pages: int = 0
@@ -209,7 +216,7 @@ class Server:
                     handlers[container.listener.fileno()] = lambda c=container: self._accept(c)  # type: ignore[misc]
             for fd in handlers:
                 poll.register(fd, select.POLLIN)
-            for fd, _ in poll.poll(PROGRESS_MS):
+            for fd, _ in poll.poll(SOON_MS if self._waiting() else PROGRESS_MS):
                 if fd in handlers:
                     handlers[fd]()
                 else:
@@ -273,11 +280,25 @@ class Server:
         self._add(container, name, fds.pop(0), Layout(pagemap.lazy), source, pagemap)
 
     def _restored(self, container: Container) -> None:
-        """CRIU has finished: everything may be brought now."""
+        """CRIU has finished: everything may be brought as soon as the container answers."""
         with self.work:
             container.restored = True
-            self.work.notify_all()
+            container.restored_ns = time.monotonic_ns()
         self._note_complete(container)
+
+    def _waiting(self) -> bool:
+        """Start the background for the containers that answer; tell whether there are others that will soon."""
+        waiting = False
+        for container in self.containers:
+            if container.restored and not container.answers:
+                late = time.monotonic_ns() - container.restored_ns > GRACE_NS
+                if late or (container.work / ANSWERS).exists():
+                    with self.work:
+                        container.answers = True
+                        self.work.notify_all()
+                else:
+                    waiting = True
+        return waiting
 
     # Tasks
 
@@ -379,7 +400,7 @@ class Server:
         """Take a chunk of the task whose turn it is; ``None`` for the chunk if it had none left from the start."""
         for _ in range(len(self.pulls)):
             pull = self.pulls.popleft()
-            if not pull.container.restored:
+            if not pull.container.answers:
                 self.pulls.append(pull)
                 continue
             chunk = pull.claim()

@@ -98,6 +98,8 @@ class Restorer:
             nudge.peers(dumped.peers if outcome == "restored" else ())  # only now have all left repair mode
         except Exception as e:
             reason = f"{reason or 'restored'}; but its network stays locked until all are restored: {e}"
+        if lazy[0] and self.pages is not None:
+            self.pages.answers(dumped)
         return Restored(dumped, outcome, reason, running_at, lazy[0] and outcome == "restored")
 
     def _with_its_error(self, pages: PageService, dumped: Dumped, reason: str, lazy: bool) -> str:
