@@ -95,6 +95,27 @@ def test_what_cannot_be_restored_on_demand_is_not(
     assert len(said) == (mode == "lazy")
 
 
+@pytest.mark.parametrize(
+    ("mode", "mib", "shared_mib", "expected"),
+    [
+        ("auto", 127, 0, False),  # read faster than a server starts
+        ("auto", 128, 0, True),
+        ("auto", 1024, 64, True),
+        ("auto", 1024, 65, False),  # would take so much more memory
+        ("lazy", 1, 1, True),
+        ("eager", 1024, 0, False),
+    ],
+)
+def test_who_is_restored_on_demand(
+    host: Machine, mode: str, mib: int, shared_mib: int, expected: bool
+) -> None:
+    one = replace(kept(0), pages=mib << 8, shared_pages=shared_mib << 8)
+    pages, said = service(host, one, restore=mode)
+    pages.start()
+    assert paths.PAGES.exists() is expected
+    assert said == []
+
+
 def test_without_userfaultfd_nothing_is(host: Machine) -> None:
     (host.root / ondemand.USERFAULTFD.lstrip("/")).unlink()
     pages, said = service(host, kept(0))

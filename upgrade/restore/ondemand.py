@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
+from memfs.samples import PAGE_BYTES
 from upgrade import paths
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
@@ -33,11 +34,12 @@ READY_S = 20.0
 END_S = 60.0
 SAY_S = 10.0
 POLL_S = 0.1
-AUTO = "eager"
-"""What ``--restore auto`` means.
+AUTO_BYTES = 128 << 20
+AUTO_SHARED = 1 / 16
+"""What ``--restore auto`` means: on demand from so much memory on, unless more than this share of it is fork(2)'s.
 
-Measured in emulation, Redis with 340 MiB: CRIU itself took 4.9 and 8.9 s eagerly, 4.2 and 4.3 s on demand, which the
-start of the server on the same two processors ate up. What is left has to be measured where there is no emulation.
+Measured with counted instructions (docs/bench.md): with 64 MiB both take the same time, with 2 GiB the restore itself
+takes a third on demand. What processes share comes to each of them on demand, and takes so much more memory then.
 """
 USERFAULTFD = "/proc/sys/vm/unprivileged_userfaultfd"
 
@@ -64,6 +66,12 @@ def reason_against(host: Host, dumped: Dumped) -> str | None:
     return None
 
 
+def pays(dumped: Dumped) -> bool:
+    """Tell whether a container should be restored on demand if nobody said how."""
+    large = dumped.pages * PAGE_BYTES >= AUTO_BYTES
+    return large and dumped.shared_pages <= dumped.pages * AUTO_SHARED
+
+
 class PageService:
     """The page server as the restore sees it."""
 
@@ -80,7 +88,7 @@ class PageService:
         self._broken: str | None = None
 
     def _is_wanted(self, session: Session, dumped: Dumped) -> bool:
-        if (session.restore if session.restore != "auto" else AUTO) != "lazy":
+        if session.restore == "eager" or (session.restore == "auto" and not pays(dumped)):
             return False
         against = reason_against(self.host, dumped)
         if against is not None:
