@@ -69,6 +69,15 @@ def test_a_session_that_came_across_is_believed(arriving: Arriving, programs: Pr
     assert programs.calls("mount")[0][-2:] == [str(arriving.device), str(paths.STORE)]
 
 
+def test_a_range_that_is_mounted_already_is_read_once_more(
+    arriving: Arriving, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a restore process that died."""
+    monkeypatch.setattr("os.path.ismount", lambda path: path == paths.STORE)
+    assert arriving.open().session == session()
+    assert programs.calls("mount") == []
+
+
 @pytest.mark.parametrize("content", [bytes(8), b"", b"short"])
 def test_without_the_moment_of_the_jump_it_is_the_last_one_before(arriving: Arriving, content: bytes) -> None:
     (paths.STORE / JUMP_FILE).write_bytes(content)

@@ -210,3 +210,32 @@ def test_a_server_that_says_nothing_is_an_error(host: Machine) -> None:
     pages.start()
     (memory,) = pages.wait().values()
     assert "not said anything" in str(memory.error)
+
+
+def test_another_process_waits_for_what_the_server_still_brings(host: Machine, programs: Programs) -> None:
+    """A restore process has died: the first container is back, nobody has begun with the second one."""
+    first, second = kept(0), kept(1)
+    service(host, first, second)[0].start()
+    with Manager(paths.PAGES) as manager:
+        before, _ = service(host, first, second)
+        assert before.serves(first)
+        task = start_task(work_directory(first), PID, "scattered", maps=MAPS, runs=RUNS)
+        pages, said = service(host, first, second)
+        pages.resume({first.directory})
+        assert not pages.serves(second)
+        assert set(pages.wait()) == {"/c0"}
+        assert result(task) == "right"
+        assert manager.ended.wait(20)  # nobody will come for the second one
+    pages.end()
+    assert not paths.PAGES.exists()
+    assert said == pages.problems == []
+
+
+def test_without_a_server_another_process_waits_for_nobody(host: Machine, programs: Programs) -> None:
+    one = kept(0)
+    pages, _ = service(host, one)
+    pages.resume({one.directory})
+    assert not pages.serves(one)
+    assert pages.wait() == {}
+    pages.end()
+    assert programs.calls() == []

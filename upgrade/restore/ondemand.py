@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,18 @@ class PageService:
         except OSError as e:
             self._broken = f"the page server cannot be told anything: {e}"
         Thread(target=self._start_unit, daemon=True).start()
+
+    def resume(self, served: Collection[str]) -> None:
+        """Go on where a restore process has died; what is not back yet is restored eagerly.
+
+        :param served: the directories of those containers whose memory the page server brings
+        """
+        started = paths.PAGES.exists()
+        for directory, dumped in list(self._chosen.items()):
+            if not started:
+                del self._chosen[directory]
+            elif directory not in served:
+                self.leave(dumped)
 
     def _start_unit(self) -> None:
         try:
