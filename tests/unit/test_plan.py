@@ -15,7 +15,7 @@ from builders.programs import Programs
 from builders.vdso import VdsoBuilder
 
 from memfs.ranges import Range
-from upgrade import plan
+from upgrade import paths, plan
 from upgrade.config import Config
 from upgrade.engines.base import Container
 from upgrade.errors import DependencyMissing, ExitStatus, Refusal, UpgradeError, UsageError
@@ -253,3 +253,13 @@ def test_low_process_ids_of_the_host_are_warned_of(scene: Scene) -> None:
 def test_a_kernel_that_is_loaded_already_is_warned_of(scene: Scene) -> None:
     scene.machine.file("/sys/kernel/kexec_loaded", "1")
     assert "already loaded" in scene.make().warnings[0]
+
+
+def test_what_is_not_undone_yet_is_refused(scene: Scene) -> None:
+    scene.machine.file(str(paths.UNDO), "")
+    assert scene.make()
+    action = json.dumps({"action": "thaw", "arguments": {"cgroups": ["/a"]}})
+    scene.machine.file(str(paths.UNDO), action)
+    error = scene.refused()
+    assert "thaw" in error.message
+    assert "recover" in str(error.hint)
