@@ -481,6 +481,21 @@ def test_what_goes_on(
     assert call("status", "--json").json["state"] == state
 
 
+def test_what_the_page_server_still_brings_is_shown(call: Call, machine: Machine, programs: Programs) -> None:
+    """However long it takes: until then the ranges are not memory again."""
+    machine.file("/proc/cmdline", "seamless_upgrade.session=one")
+    store.save(paths.REPORTS, report("one", Outcome.UPGRADED))
+    told = {"name": "/a", "total_bytes": 300 << 20, "done_bytes": 100 << 20, "faults": 1, "finished_at": None}
+    progress = paths.PAGES.with_name("pages-progress.json")
+    progress.write_text(json.dumps({"containers": [{**told, "error": "slow"}]}))
+    assert call("status", "--json").json["memory"] == []
+    machine.file(str(paths.PAGES), "{}")
+    units(programs, **{"seamless-upgrade-restore": "active"})
+    answer = call("status", "--json").json
+    assert (answer["state"], answer["memory"]) == ("restoring", [{**told, "error": "slow"}])
+    assert "serves /a: 100 of 300 MiB of its memory are back; slow" in call("status").out
+
+
 def test_waiting_for_a_restore_that_failed_is_no_success(
     call: Call, machine: Machine, programs: Programs
 ) -> None:

@@ -18,6 +18,7 @@ from upgrade.report.model import ContainerOutcome, ContainerReport, Outcome, Rep
 from upgrade.restore import aftermath, arrival, main, summary
 from upgrade.restore.arrival import Arrival
 from upgrade.restore.ledger import Back, Begun, Ledger
+from upgrade.restore.ondemand import Memory
 from upgrade.restore.restorer import Restored
 from upgrade.session import Session
 
@@ -249,3 +250,43 @@ def test_while_one_restores_another_keeps_away(boot: Boot, monkeypatch: pytest.M
     assert boot.process() == ExitStatus.DONE
     assert boot.restored == []
     living.close()
+
+
+class Slow:
+    """A page service whose memory comes late."""
+
+    def __init__(self, *_words: Any) -> None:
+        self.problems: list[str] = []
+        self.ended = False
+
+    def start(self) -> None:
+        """Nothing."""
+
+    def serves(self, _dumped: Any) -> bool:
+        return False
+
+    def wait(self) -> dict[str, Memory]:
+        return {"/a": Memory(None, "only 1 of 2 MiB have come")}
+
+    def end(self, late: Callable[[str], object]) -> None:
+        late("it does not end")
+        self.ended = True
+
+    def memory(self) -> dict[str, Memory]:
+        assert self.ended
+        return {"/a": Memory(7, None)}
+
+
+def test_the_ranges_are_given_back_when_the_page_server_ends_at_last(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "PageService", Slow)
+    released: list[list[str]] = []
+
+    def release(*_: Any) -> None:
+        released.append(list(store.load(paths.REPORTS, session().id).warnings))
+
+    monkeypatch.setattr(main, "_release", release)
+    assert boot.process() == ExitStatus.DEGRADED
+    assert released == [["it does not end", "the memory of /a has come after all"]]
+    assert store.load(paths.REPORTS, session().id).reason == "/a: only 1 of 2 MiB have come"

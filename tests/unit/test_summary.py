@@ -242,15 +242,6 @@ def test_memory_that_did_not_come_degrades_the_upgrade(
     assert "/c0 runs, but" in text
 
 
-def test_what_goes_wrong_after_the_report_comes_into_it(
-    machine: Machine, here: Path, boot: dict[str, int]
-) -> None:
-    written(machine, [restored()])
-    assert summary.degrade(session(), "it does not end") == ExitStatus.DEGRADED
-    report = json.loads((paths.REPORTS / f"{session().id}.json").read_text())
-    assert (report["outcome"], report["reason"]) == ("degraded", "it does not end")
-
-
 def test_the_history_has_the_old_kernel_s_end_and_the_new_one_s_start(
     machine: Machine, here: Path, boot: dict[str, int]
 ) -> None:

@@ -164,13 +164,17 @@ def _finish(
 
     session = arrived.session
     fdstore.notify("READY=1", "STATUS=the containers run")  # the boot goes on beside the rest of the memory
-    try:
-        memory = pages.wait()
-        pages.end()
-    except Exception as e:  # who still needs the frames keeps them
-        reason = str(e)
-        return _reported(lambda: summary.degrade(session, reason))
+    memory = pages.wait()
     status = _reported(lambda: summary.complete(clock, arrived, memory, status))
+
+    def warn(text: str) -> None:
+        fdstore.notify(f"STATUS={text}")
+        attempt(lambda: summary.warn(session, text), "the report cannot be changed", [])
+
+    pages.end(warn)  # who still needs the frames keeps them
+    for name, now in pages.memory().items():
+        if memory[name].complete_ns is None and now.complete_ns is not None and not now.error:
+            warn(f"the memory of {name} has come after all")
     if frame_mount is not None:
         frame_mount.join()
     _release(host, arrived)

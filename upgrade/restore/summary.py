@@ -101,11 +101,6 @@ def complete(clock: Clock, arrived: Arrival, memory: Mapping[str, Memory], statu
     return _degraded(report, errors)
 
 
-def degrade(session: Session, error: str) -> ExitStatus:
-    """Add to the report what went wrong after it was written."""
-    return _degraded(store.load(paths.REPORTS, session.id), [error])
-
-
 def warn(session: Session, text: str) -> None:
     """Add a warning to the report."""
     report = store.load(paths.REPORTS, session.id)
