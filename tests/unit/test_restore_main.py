@@ -244,6 +244,19 @@ def test_helpers_are_ended_before_the_range_is_opened(boot: Boot, monkeypatch: p
     assert order == ["helpers", "open"]
 
 
+def test_what_is_wrong_with_the_second_one_keeps_nothing_from_running(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("a bug")
+
+    for name in ("end_helpers", "settle", "let_through"):
+        monkeypatch.setattr(aftermath, name, broken)
+    ledger().close()
+    assert boot.process() == ExitStatus.DONE
+    assert sorted(boot.restored) == ["/a", "/b"]
+
+
 def test_while_one_restores_another_keeps_away(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("upgrade.restore.ledger.TAKE_S", 0.01)
     living = ledger()

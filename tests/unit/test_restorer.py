@@ -349,3 +349,14 @@ def test_what_two_processes_died_of_is_not_tried_by_a_third(scene: Scene) -> Non
     assert result.outcome == "cold-started"
     assert "died 2 times" in str(result.reason)
     assert not any(note.get("request") == "RESTORE" for note in scene.criu.seen())
+
+
+def test_what_may_have_run_is_never_restored_again(scene: Scene) -> None:
+    """Even if nobody has settled what became of it."""
+    scene.add("/a")
+    scene.ledger.begin(0, Begun(False, 1.0, ()))
+    scene.ledger.let_run(0)
+    again(scene)
+    (result,) = scene.bring_back()
+    assert (result.outcome, scene.was_started("/a")) == ("cold-started", True)
+    assert not any(note.get("request") == "RESTORE" for note in scene.criu.seen())

@@ -58,7 +58,8 @@ def settle(host: Host, clock: Clock, ledger: Ledger, containers: Sequence[Dumped
             continue
         dumped = containers[number]
         if number not in ledger.may_run:
-            end_tasks(host, dumped.container)
+            with suppress(Exception):  # whatever it was: the restore says what it means
+                end_tasks(host, dumped.container)
         elif has_finished(host, dumped):
             reason = f"{DIED}; it was found running"
             ledger.end(number, Back("restored", reason, clock.tsc(), begun.lazy))

@@ -61,7 +61,7 @@ def _main() -> int:
         from upgrade.restore import aftermath
 
         say("the restore process before this one died")
-        aftermath.end_helpers(host, ledger, say)
+        attempt(lambda: aftermath.end_helpers(host, ledger, say), "what it had started was left", [])
     in_background(
         lambda: run(["criu", "check"], check=False)
     )  # fills /run/criu.kdat while the range is opened
@@ -87,7 +87,11 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     if again:
         from upgrade.restore import aftermath
 
-        aftermath.settle(host, clock, ledger, session.containers)
+        attempt(
+            lambda: aftermath.settle(host, clock, ledger, session.containers),
+            "not all is cleared away",
+            problems,
+        )
     pages = _page_service(host, session, ledger)
     locked = session.lock and attempt(
         lambda: netlock.lock(session.lock), "the network could not be locked", problems
@@ -258,7 +262,7 @@ def _start_from_cold(host: Host, clock: Clock, identity: str, ledger: Ledger, re
     if ledger.starts > 1:
         from upgrade.restore import aftermath
 
-        aftermath.settle(host, clock, ledger, containers)
+        attempt(lambda: aftermath.settle(host, clock, ledger, containers), "not all is cleared away", [])
     for number, dumped in enumerate(containers):
         if number not in ledger.back:
             ledger.end(number, Back(*cold_start(host, dumped, reason), 0))

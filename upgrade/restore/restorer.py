@@ -126,6 +126,8 @@ class Restorer:
         dumped = self.session.containers[number]
         if self.ledger.starts >= MOST_STARTS:
             return f"the restore process died {self.ledger.starts - 1} times"
+        if number in self.ledger.may_run:
+            return "the restore process died while it restored it; it may have run already"
         if self.other_criu:
             return (
                 f"its images are of CRIU {self.session.criu_version}, but CRIU {self.other_criu} is installed"
