@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders.disk import disk_full_after
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -106,3 +107,17 @@ def test_no_child_keeps_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         second.close()
         assert child.stdin is not None
         child.stdin.close()
+
+
+def test_a_full_disk_keeps_nothing_from_being_known_to_the_process_itself(file: Path) -> None:
+    with disk_full_after(0):
+        first = take(file)
+        with pytest.raises(OSError, match="File too large"):
+            first.begin(0, BEGUN)
+    assert first.starts == 1
+    first.end(0, Back("restored", None, 1))
+    assert set(first.back) == {0}
+    first.close()
+    second = take(file)
+    assert second.back == first.back
+    second.close()

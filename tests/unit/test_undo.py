@@ -3,15 +3,14 @@
 
 import json
 import os
-import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+from builders.disk import disk_full_after
 from builders.host import Machine
 from builders.programs import Programs
 from hypothesis import HealthCheck, given, settings
@@ -43,19 +42,6 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return Recorder(monkeypatch)
-
-
-@contextmanager
-def disk_full_after(size: int) -> Iterator[None]:
-    """Let no file grow beyond ``size`` bytes, as on a full ``/run``."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @given(st.lists(st.booleans(), max_size=8))

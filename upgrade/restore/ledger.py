@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -88,7 +89,8 @@ class Ledger:
         if text and not text.endswith("\n"):
             os.write(fd, b"\n")
         if not ledger.ended:
-            ledger._note("start", at=begun_at)
+            with suppress(OSError):  # /run is full: it is restored all the same
+                ledger._note("start", at=begun_at)
         return ledger
 
     def close(self) -> None:
@@ -121,9 +123,10 @@ class Ledger:
 
     def _note(self, event: str, **values: Any) -> None:
         entry = {"event": event, **values}
+        line = json.dumps(entry).encode() + b"\n"
         with self._lock:
-            os.write(self._fd, json.dumps(entry).encode() + b"\n")
             self._apply(entry)
+            os.write(self._fd, line)
 
     def _apply(self, entry: dict[str, Any]) -> None:
         event, number = entry.pop("event"), entry.pop("number", -1)

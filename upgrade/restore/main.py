@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from threading import Thread
 
 from memfs import store
@@ -182,7 +183,7 @@ def _finish(
     if frame_mount is not None:
         frame_mount.join()
     _release(host, arrived)
-    ledger.finish()
+    attempt(ledger.finish, "it is not noted that nothing is left to do", [])
     return status
 
 
@@ -251,7 +252,7 @@ def _without_store(host: Host, clock: Clock, identity: str, ledger: Ledger, reas
     for problem in frames.give_back(host):
         say(problem)
     paths.PLAN.unlink(missing_ok=True)
-    ledger.finish()
+    attempt(ledger.finish, "it is not noted that nothing is left to do", [])
     return status
 
 
@@ -265,7 +266,8 @@ def _start_from_cold(host: Host, clock: Clock, identity: str, ledger: Ledger, re
         attempt(lambda: aftermath.settle(host, clock, ledger, containers), "not all is cleared away", [])
     for number, dumped in enumerate(containers):
         if number not in ledger.back:
-            ledger.end(number, Back(*cold_start(host, dumped, reason), 0))
+            back = Back(*cold_start(host, dumped, reason), 0)
+            attempt(partial(ledger.end, number, back), "what became of a container is not noted", [])
     results = [of(dumped, ledger.back[number]) for number, dumped in enumerate(containers)]
     from upgrade.restore import summary
 
