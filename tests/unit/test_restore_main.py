@@ -198,7 +198,7 @@ def test_a_report_is_not_written_twice(boot: Boot) -> None:
     assert boot.process() == ExitStatus.DONE
     assert (len(boot.restored), boot.written) == (2, 1)
     (warning,) = store.load(paths.REPORTS, session().id).warnings
-    assert "when all containers ran already" in warning
+    assert "died when all containers ran already" in warning
     assert boot.process() == ExitStatus.DONE
 
 

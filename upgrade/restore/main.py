@@ -145,12 +145,10 @@ def _page_service(host: Host, session: Session, ledger: Ledger) -> PageService:
 
 def _go_on(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     """Do what a process that died after its report has left: all containers run."""
-    from upgrade.restore import aftermath, summary
+    from upgrade.restore import summary
 
-    text = aftermath.describe(ledger, arrived.session.containers)
-    attempt(
-        lambda: summary.warn(arrived.session, f"{text}, when all containers ran already"), "no warning", []
-    )
+    text = "the restore process died when all containers ran already, and was started again"
+    attempt(lambda: summary.warn(arrived.session, text), "the report cannot be changed", [])
     pages = _page_service(host, arrived.session, ledger)
     return _finish(host, clock, arrived, ledger, pages, ExitStatus(ledger.status or 0), None)
 
@@ -169,22 +167,37 @@ def _finish(
 
     session = arrived.session
     fdstore.notify("READY=1", "STATUS=the containers run")  # the boot goes on beside the rest of the memory
-    memory = pages.wait()
-    status = _reported(lambda: summary.complete(clock, arrived, memory, status))
+    status, missing = _memory_comes(clock, arrived, pages, status)
 
     def warn(text: str) -> None:
+        say(text)
         fdstore.notify(f"STATUS={text}")
         attempt(lambda: summary.warn(session, text), "the report cannot be changed", [])
 
     pages.end(warn)  # who still needs the frames keeps them
-    for name, now in pages.memory().items():
-        if memory[name].complete_ns is None and now.complete_ns is not None and not now.error:
+    for name, memory in pages.memory().items():
+        if name in missing and memory.complete_ns is not None and not memory.error:
             warn(f"the memory of {name} has come after all")
     if frame_mount is not None:
         frame_mount.join()
     _release(host, arrived)
     attempt(ledger.finish, "it is not noted that nothing is left to do", [])
     return status
+
+
+def _memory_comes(
+    clock: Clock, arrived: Arrival, pages: PageService, status: ExitStatus
+) -> tuple[ExitStatus, set[str]]:
+    """Wait for memory as long as it comes, and add it to the report; return whose has not come in time."""
+    from upgrade.restore import summary
+
+    try:
+        memory = pages.wait()
+    except Exception as e:
+        say(f"it is not known how much memory has come: {e}")
+        return ExitStatus.DEGRADED, set()
+    status = _reported(lambda: summary.complete(clock, arrived, memory, status))
+    return status, {name for name, each in memory.items() if each.complete_ns is None}
 
 
 def _reported(write: Callable[[], ExitStatus]) -> ExitStatus:
