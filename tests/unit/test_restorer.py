@@ -18,7 +18,7 @@ from upgrade.engines.base import Container
 from upgrade.engines.cgroup import CgroupEngine
 from upgrade.restore import nudge
 from upgrade.restore.ledger import Back, Begun, Ledger
-from upgrade.restore.restorer import Restored, Restorer
+from upgrade.restore.restorer import MOST_STARTS, Restored, Restorer
 from upgrade.session import Dumped
 
 COMES_BACK = (["notify", "post-restore", 4711], ["answer", {"pid": 4711}])
@@ -360,3 +360,10 @@ def test_what_may_have_run_is_never_restored_again(scene: Scene) -> None:
     (result,) = scene.bring_back()
     assert (result.outcome, scene.was_started("/a")) == ("cold-started", True)
     assert not any(note.get("request") == "RESTORE" for note in scene.criu.seen())
+
+
+def test_the_last_start_is_the_last_that_systemd_makes() -> None:
+    unit = Path(paths.__file__).with_name("units") / paths.RESTORE_UNIT
+    settings = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line)
+    assert settings["StartLimitBurst"] == str(MOST_STARTS)
+    assert settings["Restart"] == "on-failure"

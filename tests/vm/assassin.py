@@ -37,7 +37,7 @@ def is_moment() -> bool:
     """Tell whether it is the time."""
     known = events()
     if MOMENT == "report":
-        return ("report", -1) in known
+        return ("report", -1) in known and ("finish", -1) not in known
     return ("begin", 0) in known and ("let run", 0) not in known and bool(tasks())
 
 
@@ -49,10 +49,11 @@ def tasks() -> list[str]:
         return []
 
 
+while (pid := main_pid()) == 0:
+    time.sleep(0.01)
 while True:
     while not is_moment():
         time.sleep(0.005)
-    pid = main_pid()
     os.kill(pid, signal.SIGSTOP)
     if is_moment():
         break
