@@ -26,6 +26,7 @@ from upgrade.kexec.image import KernelImage
 from upgrade.kexec.load import is_loaded
 from upgrade.process import missing
 from upgrade.request import Request
+from upgrade.undo import Undo
 
 PROGRAMS = ("criu", "kexec", "nft", "ip", "mkfs.ext4", "mount", "umount", "systemctl", "modprobe")
 FRAMES_PROGRAMS = ("ndctl", "blkid", "mkswap")
@@ -75,6 +76,8 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     containers = find_containers(host, request)
     refuse_unknown_addresses(host, containers)
     frames, warnings = find_frames(host, request)
+    frames, copied = or_copy(host, request, containers, store, frames)
+    warnings += copied
     for program in FRAMES_PROGRAMS if frames else ():
         installed(program)
     memory = _refuse_too_large(host, containers, store, frames)
@@ -100,12 +103,20 @@ def make(host: Host, request: Request, config: Config) -> Plan:
 
 
 def _refuse_unfinished(host: Host) -> None:
-    """Refuse while the memory of the last upgrade's containers still comes: it lies in the ranges."""
+    """Refuse while the memory of the last upgrade's containers still comes, or a run is not undone altogether."""
     if host.exists(os.fspath(paths.PAGES)):
         raise Refusal(
             "still brings the memory of restored containers back",
             subject=paths.PAGES_UNIT,
             hint="wait for it: seamless-upgrade status --wait",
+        )
+    left = Undo(host, host.path(os.fspath(paths.UNDO))).left()
+    if left:
+        raise Refusal(
+            f"an upgrade has not been undone altogether: {', '.join(sorted(set(left)))}",
+            subject=paths.RUN_UNIT,
+            hint=f"seamless-upgrade recover tries it again and says what is in its way; when you have undone it by "
+            f"hand, remove {paths.UNDO}",
         )
 
 
@@ -251,6 +262,34 @@ def refuse_unknown_addresses(host: Host, containers: list[Container]) -> None:
                 )
 
 
+def or_copy(
+    host: Host, request: Request, containers: list[Container], store: Range, frames: tuple[Range, ...]
+) -> tuple[tuple[Range, ...], list[str]]:
+    """Return no ranges, and a warning, where the containers do not fit into them but their copies do into ``store``.
+
+    :raises Refusal: if the new kernel could not take the copies over
+    """
+    memory = sum(_memory_bytes(host, c) for c in containers)
+    inside = _inside(host, frames)
+    if request.pages != "auto" or memory <= inside or not frames or _needed(memory, ()) > store.size_bytes:
+        return frames, []
+    _refuse_beside(host, memory, sum(_swapped_bytes(host, c) for c in containers), inside)
+    return (), [
+        f"the containers have {memory >> 20} MiB, {', '.join(map(str, frames))} only {inside >> 20} MiB: their pages "
+        f"are copied to {store}, which adds to the downtime (make the ranges larger, or preserve less)"
+    ]
+
+
+def _needed(memory: int, frames: tuple[Range, ...]) -> int:
+    """Return how much of range M an upgrade takes."""
+    return int(memory * (FRAMES_SHARE if frames else 1 + METADATA_SHARE)) + METADATA_BYTES
+
+
+def _inside(host: Host, frames: tuple[Range, ...]) -> int:
+    """Return how much memory the ranges for frames have."""
+    return sum(part.size_bytes for span in frames for part in hotplug.online_spans(span, host.root))
+
+
 def _refuse_too_large(
     host: Host, containers: list[Container], store: Range, frames: tuple[Range, ...]
 ) -> int:
@@ -258,8 +297,7 @@ def _refuse_too_large(
     if frames:
         swapped = sum(_swapped_bytes(host, c) for c in containers)
         _refuse_over_budget(host, memory, swapped, frames)
-    share = FRAMES_SHARE if frames else 1 + METADATA_SHARE
-    needed = int(sum(memory.values()) * share) + METADATA_BYTES
+    needed = _needed(sum(memory.values()), frames)
     if needed > store.size_bytes:
         largest = max(memory, key=lambda name: memory[name])
         raise Refusal(
@@ -275,16 +313,21 @@ def _refuse_over_budget(
     host: Host, memory: Mapping[str, int], swapped: int, frames: tuple[Range, ...]
 ) -> None:
     """Refuse if the new kernel could not take the containers over: it has no memory of the ranges until then."""
-    known = host.memory()
-    total, available = known["MemTotal"], known["MemAvailable"]
-    inside = sum(part.size_bytes for span in frames for part in hotplug.online_spans(span, host.root))
+    inside = _inside(host, frames)
     containers = sum(memory.values())
     if containers > inside:
         raise Refusal(
             f"the containers have {containers >> 20} MiB, the ranges for frames hold {inside >> 20} MiB",
             subject=", ".join(map(str, frames)),
-            hint="preserve less, make the ranges larger (memmap=, one ordinary reboot), or copy: --pages copy",
+            hint="preserve less, make the ranges larger (memmap=, one ordinary reboot), or, if they fit into the first "
+            "range, copy: --pages copy",
         )
+    _refuse_beside(host, containers, swapped, inside)
+
+
+def _refuse_beside(host: Host, containers: int, swapped: int, inside: int) -> None:
+    known = host.memory()
+    total, available = known["MemTotal"], known["MemAvailable"]
     others = max(0, total - available - containers + swapped)
     if containers + others > total - inside:
         raise Refusal(
