@@ -54,6 +54,10 @@ def test_kernel_arguments() -> None:
     assert "memmap=1024M!4G" in kernel_arguments(SPEC).split()
     assert "memmap" not in kernel_arguments(replace(SPEC, store_mib=0))
     assert kernel_arguments(replace(SPEC, append="quiet  debug")).endswith("quiet debug")
+    assert ("getty" in kernel_arguments(SPEC), "getty" in kernel_arguments(replace(SPEC, keep=True))) == (
+        True,
+        False,
+    )
 
 
 def test_repeatable_machines_count_instructions() -> None:

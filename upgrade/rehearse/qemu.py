@@ -94,6 +94,9 @@ def processor(spec: MachineSpec, accel: str) -> list[str]:
 def kernel_arguments(spec: MachineSpec) -> str:
     """Return the command line of the first kernel."""
     arguments = [f"root=LABEL={ROOT_LABEL}", "ro", "console=ttyS0", "net.ifnames=0", *spec.layout.arguments]
+    if not spec.keep:
+        # nobody logs in there, and the shell of a terminal without anybody ends and begins all the time
+        arguments.append("systemd.mask=serial-getty@ttyS0.service")
     return " ".join([*arguments, *spec.append.split()])
 
 
