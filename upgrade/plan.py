@@ -22,6 +22,7 @@ from upgrade.engines import Container, engine, engines
 from upgrade.errors import ExitStatus, Refusal, UpgradeError, UsageError
 from upgrade.host import Host
 from upgrade.kexec import cmdline, vdso_compare, vdso_find
+from upgrade.kexec import installed as installed_kernels
 from upgrade.kexec.image import KernelImage
 from upgrade.kexec.load import is_loaded
 from upgrade.process import missing
@@ -65,8 +66,8 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     privileged()
     for program in PROGRAMS:
         installed(program)
-    _refuse_unfinished(host)
-    kernel = _file(request.kernel, "--kernel")
+    refuse_unfinished(host)
+    kernel = installed_kernels.find(host, request.kernel)
     image = KernelImage.open(kernel)
     initrd = find_initrd(kernel, image.release, request.initrd)
     store = find_store(host, request.append)
@@ -77,7 +78,7 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     frames, warnings = find_frames(host, request)
     for program in FRAMES_PROGRAMS if frames else ():
         installed(program)
-    memory = _refuse_too_large(host, containers, store, frames)
+    memory = refuse_too_large(host, containers, store, frames)
     vdso, degraded = compare_vdso(host, image)
     warnings += degraded
     warnings += pid_warnings(host, containers)
@@ -99,7 +100,7 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     )
 
 
-def _refuse_unfinished(host: Host) -> None:
+def refuse_unfinished(host: Host) -> None:
     """Refuse while the memory of the last upgrade's containers still comes: it lies in the ranges."""
     if host.exists(os.fspath(paths.PAGES)):
         raise Refusal(
@@ -251,9 +252,7 @@ def refuse_unknown_addresses(host: Host, containers: list[Container]) -> None:
                 )
 
 
-def _refuse_too_large(
-    host: Host, containers: list[Container], store: Range, frames: tuple[Range, ...]
-) -> int:
+def refuse_too_large(host: Host, containers: list[Container], store: Range, frames: tuple[Range, ...]) -> int:
     memory = {c.name: _memory_bytes(host, c) for c in containers}
     if frames:
         swapped = sum(_swapped_bytes(host, c) for c in containers)

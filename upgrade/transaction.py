@@ -17,6 +17,8 @@ from typing import Any
 from memfs import pmem, store, swap
 from memfs.ranges import Range
 from upgrade import cgroup, movers, netconf, paths, plan
+from upgrade.check import catalog, runner
+from upgrade.check.situation import Situation
 from upgrade.config import Config
 from upgrade.dump.dumper import Dumps
 from upgrade.engines import Container, engine
@@ -55,6 +57,9 @@ class Transaction:
             first_tie = self.events.clock.tie()
             with step("looking at the host"):
                 the_plan = plan.make(self.host, self.request, self.config)
+                situation = Situation(self.host, self.request, self.config)
+                checks = runner.chosen(catalog.checks(), (), self.request.skip)
+                runner.refuse(runner.run(checks, situation))
                 run(["criu", "check"])  # also fills /run/criu.kdat, before the containers stand still
             for warning in the_plan.warnings:
                 self.events.warn(warning)

@@ -6,23 +6,36 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from upgrade import plan, ranges
-from upgrade.cli import SCHEMA_VERSION, answer, say
+from upgrade.check import catalog, runner, text
+from upgrade.check.situation import Situation
+from upgrade.cli import SCHEMA_VERSION, answer, colour, say
 from upgrade.config import Config
-from upgrade.errors import ExitStatus
+from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.plan import Plan
 from upgrade.request import Request
 
 if TYPE_CHECKING:
+    from upgrade.check.model import Result
     from upgrade.dump.gathering import Residence
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the plan of an upgrade."""
+    """Run the checks and print what they found."""
+    if options.list:
+        answer(text.catalogue(catalog.checks()))
+        return ExitStatus.DONE
+    checks = runner.chosen(catalog.checks(), options.only, options.skip)
     host = Host()
-    found = plan.make(host, request(options), Config.load(host))
-    answer(json.dumps(to_json(found, host), indent=2) if options.json else render(found, host))
-    return ExitStatus.DONE
+    situation = Situation(host, request(options), Config.load(host))
+    results = list(runner.run(checks, situation))
+    status = runner.verdict(results)
+    found = _plan(situation) if status is ExitStatus.DONE else None
+    if options.json:
+        answer(json.dumps(to_json(results, status, found, host), indent=2))
+    else:
+        answer(_text(results, status, found, host))
+    return status
 
 
 def request(options: argparse.Namespace) -> Request:
@@ -39,15 +52,34 @@ def request(options: argparse.Namespace) -> Request:
         pages=options.pages,
         restore=options.restore,
         verify=options.verify,
+        skip=tuple(options.skip),
     )
 
 
-def to_json(found: Plan, host: Host) -> dict[str, Any]:
-    """Return a plan for machines."""
+def _plan(situation: Situation) -> Plan | None:
+    """Return what an upgrade would do; None if that is not known, though nothing stands against it."""
+    try:
+        return plan.make(situation.host, situation.request, situation.config)
+    except UpgradeError as e:
+        say(f"seamless-upgrade: no plan: {e}")
+        return None
+
+
+def to_json(results: "list[Result]", status: ExitStatus, found: Plan | None, host: Host) -> dict[str, Any]:
+    """Return everything for machines."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "ready": True,
+        "ready": status is ExitStatus.DONE,
+        "exit_status": int(status),
         "kernel_from": host.release(),
+        "results": [each.to_json() for each in results],
+        **(plan_to_json(found, host) if found else {}),
+    }
+
+
+def plan_to_json(found: Plan, host: Host) -> dict[str, Any]:
+    """Return a plan for machines."""
+    return {
         "kernel_to": found.kernel_to,
         "kernel": str(found.kernel),
         "initrd": str(found.initrd),
@@ -80,6 +112,17 @@ def _where(found: Plan) -> str:
     if not found.frames:
         return f"copied to {found.store}"
     return f"stays in {', '.join(map(str, found.frames))}, metadata goes to {found.store}"
+
+
+def _text(results: "list[Result]", status: ExitStatus, found: Plan | None, host: Host) -> str:
+    lines = [text.render(results, colour=colour())]
+    if found:
+        lines += ["", render(found, host)]
+    elif status is ExitStatus.NOT_PRIVILEGED:
+        lines += ["", "Not known: some checks need root."]
+    elif status is not ExitStatus.DONE:
+        lines += ["", "Not ready."]
+    return "\n".join(lines)
 
 
 def render(found: Plan, host: Host) -> str:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from upgrade import paths, plan
+from upgrade.check import catalog, runner
 from upgrade.cli import SCHEMA_VERSION, answer, check, outcome, say
 from upgrade.config import Config
 from upgrade.errors import ExitStatus, Interrupted, Refusal, UpgradeError, UsageError
@@ -28,12 +29,13 @@ UNIT_START_S = 30
 
 def main(options: argparse.Namespace) -> int:
     """Upgrade; returns only if the new kernel was not entered."""
-    if options.dry_run:
+    if options.dry_run or options.list:
         return check.main(options)
     host = Host()
     plan.privileged()
     refuse_second()
     request = check.request(options)
+    runner.chosen(catalog.checks(), options.only, options.skip)  # a typo is told now
     if not options.yes:
         _ask(plan.make(host, request, Config.load(host)), host)
     paths.make_runtime()
