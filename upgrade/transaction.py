@@ -58,7 +58,7 @@ class Transaction:
             with step("looking at the host"):
                 the_plan = plan.make(self.host, self.request, self.config)
                 situation = Situation(self.host, self.request, self.config)
-                checks = runner.chosen(catalog.checks(), (), self.request.skip)
+                checks = [c for c in runner.chosen(catalog.checks(), (), self.request.skip) if c.in_run]
                 runner.refuse(runner.run(checks, situation))
                 run(["criu", "check"])  # also fills /run/criu.kdat, before the containers stand still
             for warning in the_plan.warnings:
