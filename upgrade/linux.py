@@ -5,6 +5,7 @@ Scope: thin wrappers for x86-64 that raise OSError with the name of the call. No
 """
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -13,11 +14,14 @@ from typing import Final
 
 # arch/x86/entry/syscalls/syscall_64.tbl
 SYS_REBOOT: Final = 169
+SYS_KEXEC_LOAD: Final = 246
 SYS_KEXEC_FILE_LOAD: Final = 320
 
 # include/uapi/linux/kexec.h
 KEXEC_FILE_UNLOAD: Final = 0x1
 KEXEC_FILE_NO_INITRAMFS: Final = 0x4
+# None of the calls takes this: all flags at once, those that nobody has thought of included
+_KEXEC_NO_FLAGS: Final = (1 << 64) - 1
 
 # include/uapi/asm-generic/mman-common.h
 MADV_POPULATE_READ: Final = 22
@@ -80,6 +84,34 @@ def kexec_file_load(kernel_fd: int, initrd_fd: int | None, command_line: str) ->
 
 def kexec_unload() -> None:
     """Forget the loaded kernel, however it was loaded; harmless if there is none."""
+    try:
+        _kexec_file_call(KEXEC_FILE_UNLOAD)
+    except OSError as e:
+        if e.errno != errno.ENOSYS:
+            raise
+        _kexec_call(0)  # no segments: nothing is loaded afterwards
+
+
+def kexec_calls() -> tuple[str, ...]:
+    """Return those of ``kexec_file_load`` and ``kexec_load`` that the kernel has.
+
+    Each is called with flags that it does not know. To a caller with CAP_SYS_BOOT this counts as a load: do not ask
+    while ``kexec_load_limit_reboot`` is set.
+    """
+    calls = {"kexec_file_load": _kexec_file_call, "kexec_load": _kexec_call}
+    return tuple(name for name, call in calls.items() if _exists(call))
+
+
+def _exists(call: Callable[[int], None]) -> bool:
+    try:
+        call(_KEXEC_NO_FLAGS)
+    except OSError as e:
+        return e.errno != errno.ENOSYS
+    return True
+
+
+def _kexec_file_call(flags: int) -> None:
+    """Call kexec_file_load(2) without files."""
     _syscall(
         "kexec_file_load",
         SYS_KEXEC_FILE_LOAD,
@@ -87,7 +119,19 @@ def kexec_unload() -> None:
         ctypes.c_int(-1),
         ctypes.c_ulong(0),
         ctypes.c_char_p(None),
-        ctypes.c_ulong(KEXEC_FILE_UNLOAD),
+        ctypes.c_ulong(flags),
+    )
+
+
+def _kexec_call(flags: int) -> None:
+    """Call kexec_load(2) without segments."""
+    _syscall(
+        "kexec_load",
+        SYS_KEXEC_LOAD,
+        ctypes.c_ulong(0),
+        ctypes.c_ulong(0),
+        ctypes.c_void_p(None),
+        ctypes.c_ulong(flags),
     )
 
 
