@@ -251,7 +251,9 @@ def test_an_upgrade_whose_containers_are_not_back(machine: Machine, here: Path) 
     assert only(moment.unfinished, situation(machine.host), Status.PASS)
     machine.file(str(paths.PLAN), "{}")
     found = only(moment.unfinished, situation(machine.host), Status.FAIL)
-    assert found.subject == "session one"
+    assert (found.subject, found.seen) == ("session one", "has not been restored to its end")
+    machine.file(f"/sys/fs/cgroup/system.slice/{paths.RESTORE_UNIT}/cgroup.events", "populated 1\nfrozen 0")
+    assert only(moment.unfinished, situation(machine.host), Status.FAIL).remedy == "wait some seconds"
     machine.file(str(paths.PAGES), "{}")
     with pytest.raises(Refusal, match="still brings the memory"):
         findings(moment.unfinished, situation(machine.host))

@@ -110,6 +110,14 @@ def unfinished(situation: Situation) -> Iterator[Finding]:
             reason="what it changed would be taken for the host's own",
             remedy="seamless-upgrade recover",
         )
+    elif session is not None and host.exists(os.fspath(paths.PLAN)) and _is_busy(host, paths.RESTORE_UNIT):
+        yield failed(
+            f"session {session}",
+            "is just giving the memory ranges back",
+            source=os.fspath(paths.PLAN),
+            reason="they are not free yet",
+            remedy="wait some seconds",
+        )
     elif session is not None and host.exists(os.fspath(paths.PLAN)):
         yield failed(
             f"session {session}",
@@ -125,5 +133,10 @@ def unfinished(situation: Situation) -> Iterator[Finding]:
 def _runs(host: Host) -> bool:
     """Tell whether another process carries out an upgrade: not we, if we are the run's own unit."""
     ours = host.read_or("/proc/self/cgroup", "").endswith(f"/{paths.RUN_UNIT}")
-    events = host.read_or(cgroup.path(f"/system.slice/{paths.RUN_UNIT}", "cgroup.events"), "")
-    return "populated 1" in events and not ours
+    return not ours and _is_busy(host, paths.RUN_UNIT)
+
+
+def _is_busy(host: Host, unit: str) -> bool:
+    """Tell whether a unit of ours has a process."""
+    events = host.read_or(cgroup.path(f"/system.slice/{unit}", "cgroup.events"), "")
+    return "populated 1" in events
