@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from builders.session import container
 from memfs.ranges import Range
 from upgrade import cli, paths, plan
 from upgrade.check import catalog, containers, target
-from upgrade.check.model import Check, failed, passed
+from upgrade.check.model import Check, failed, passed, warned
 from upgrade.cli import execute
 from upgrade.cli.parser import VERBS
 from upgrade.criu import CriuVersion
@@ -512,6 +513,24 @@ def test_on_a_terminal_one_is_asked(
     assert f"Ready: {RELEASE} -> 6.12.57" in answer.err
     assert answer.out == ""
     assert paths.REQUEST.exists() == (status == 1)
+
+
+def test_what_the_checks_say_is_known_before_the_question(
+    call: Call, possible: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = warned("eth0", "is slow", reason="it takes time", remedy="wait")
+    for found, status in ((slow, ExitStatus.INTERRUPTED), (OFF, ExitStatus.REFUSED)):
+        let_checks(monkeypatch, saying(FINE), saying(found), replace(saying(OFF), in_run=False))
+        master, slave = os.openpty()
+        os.write(master, b"n\n")
+        with os.fdopen(slave) as terminal:
+            monkeypatch.setattr(sys, "stdin", terminal)
+            answer = call("run", *UPGRADE)
+        os.close(master)
+        assert answer.status == status
+        assert found.seen in answer.err
+        assert FINE.seen not in answer.err
+        assert ("Upgrade now?" in answer.err) == (found is slow)
 
 
 def test_a_unit_that_does_not_start_is_noticed(

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from upgrade.check.host.installed import SYSTEMD
 from upgrade.check.model import Finding, passed, warned
 from upgrade.check.situation import Situation, Unknown
+from upgrade.errors import UpgradeError
 from upgrade.kexec import quiesce
 from upgrade.process import run
 
@@ -17,6 +18,8 @@ PROPERTIES = ("Id", "Type", "UnitFileState", "WantedBy", "RequiredBy", "UpheldBy
 # systemctl(1), "is-enabled": nothing on disk starts these
 NOT_AT_BOOT = ("disabled", "transient", "enabled-runtime", "linked-runtime", "linked", "indirect")
 BY_OTHERS = ("WantedBy", "RequiredBy", "UpheldBy", "TriggeredBy", "BusName")
+# What quiesce's target keeps: sysinit.target, and what that pulls in
+EARLY = ("sysinit.target", "local-fs.target", "swap.target", "cryptsetup.target", "veritysetup.target")
 SHOWN = 8
 
 
@@ -24,7 +27,10 @@ def services(situation: Situation) -> Iterator[Finding]:
     """Look for services that end, and do not come back or are not stopped in order."""
     if not situation.host.exists(SYSTEMD):
         raise Unknown("systemd does not run", subject="services")
-    found = [unit for unit in _running(situation) if not unit["Id"].startswith("seamless-upgrade")]
+    try:
+        found = [unit for unit in _running(situation) if not unit["Id"].startswith("seamless-upgrade")]
+    except UpgradeError as e:
+        raise Unknown(str(e), subject="services") from e
     lost = [unit["Id"] for unit in found if _is_lost(unit)]
     names = [unit["Id"] for unit in found]
     if lost:
@@ -55,8 +61,9 @@ def _running(situation: Situation) -> list[Mapping[str, str]]:
         kept = {quiesce.unit_of(c.cgroup) for c in situation.containers}
     except Unknown:
         kept = set()
-    tree = _systemctl("list-dependencies", "--plain", "--no-pager", "sysinit.target")
-    early = {line[-1] for line in tree}  # a bullet may come before the name
+    early = {
+        word for line in _systemctl("show", "--property=Wants,Requires", "--value", *EARLY) for word in line
+    }
     options = ("--plain", "--no-legend", "--full", "--state=active", "--type=service")
     active = [line[0] for line in _systemctl("list-units", *options)]
     stopped = [
