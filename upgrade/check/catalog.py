@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """All checks, in the order in which they are told."""
 
-from upgrade.check import containers, devices, host, kexec, memory, target
+from upgrade.check import containers, devices, host, kexec, memory, processor, target
 from upgrade.check.model import Check
 
 # Titles of the families, in their order
@@ -21,6 +21,7 @@ def checks() -> tuple[Check, ...]:
     return (
         *kexec.CHECKS,
         *devices.CHECKS,
+        *processor.CHECKS,
         *memory.CHECKS,
         *target.CHECKS,
         *containers.CHECKS,
