@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """All checks, in the order in which they are told."""
 
-from upgrade.check import containers, host, kexec, memory, target
+from upgrade.check import containers, devices, host, kexec, memory, processor, target
 from upgrade.check.model import Check
 
 # Titles of the families, in their order
@@ -18,4 +18,12 @@ FAMILIES = {
 
 def checks() -> tuple[Check, ...]:
     """Return every check there is."""
-    return (*kexec.CHECKS, *memory.CHECKS, *target.CHECKS, *containers.CHECKS, *host.CHECKS)
+    return (
+        *kexec.CHECKS,
+        *devices.CHECKS,
+        *processor.CHECKS,
+        *memory.CHECKS,
+        *target.CHECKS,
+        *containers.CHECKS,
+        *host.CHECKS,
+    )
