@@ -9,6 +9,7 @@ from upgrade.check.model import Finding, failed, passed, skipped, warned
 from upgrade.check.situation import Situation, Unknown
 from upgrade.check.target import inuse
 from upgrade.check.target.modules import is_driven
+from upgrade.errors import DependencyMissing, Refusal
 from upgrade.kexec import cmdline, cpio, modules
 from upgrade.kexec.modules import Modules
 
@@ -25,6 +26,8 @@ class Contents:
     modules: frozenset[str]
     releases: frozenset[str]
     """The kernels that it has modules of."""
+    problem: str = ""
+    """Why it was not read to its end."""
 
     def program(self, name: str) -> bool:
         """Tell whether there is a program."""
@@ -32,20 +35,34 @@ class Contents:
 
 
 def read(situation: Situation) -> Contents:
-    """List the initrd of the kernel to enter.
+    """List the initrd of the kernel to enter, as far as it can be unpacked (as the kernel does).
 
-    :raises Refusal: if the kernel could not unpack it
+    :raises DependencyMissing: where the program for its compression is not installed
     """
-    names = frozenset(cpio.names(situation.target.initrd))
+    names, problem = set(), ""
+    try:
+        for name in cpio.names(situation.target.initrd):
+            names.add(name)
+    except Refusal as e:
+        problem = e.message
     files = [name for name in names if modules.is_module(name)]
     releases = [match[1] for name in files if (match := _TREE.match(name))]
-    return Contents(names, frozenset(map(modules.name_of, files)), frozenset(releases))
+    return Contents(frozenset(names), frozenset(map(modules.name_of, files)), frozenset(releases), problem)
 
 
 def initrd(situation: Situation) -> Iterator[Finding]:
     """Look for the first programs, and for the modules of the root file system."""
-    found, path = read(situation), str(situation.target.initrd)
-    bad = [*_programs(situation, found, path), *_for_this_kernel(situation, found, path)]
+    path = str(situation.target.initrd)
+    try:
+        found = read(situation)
+    except DependencyMissing as e:
+        yield skipped(path, str(e), source=path, reason="it cannot be unpacked without", remedy=e.hint or "")
+        return
+    bad = [
+        *_broken(found, path),
+        *_programs(situation, found, path),
+        *_for_this_kernel(situation, found, path),
+    ]
     try:
         bad += _root(situation, found, path)
     except Unknown as e:
@@ -54,6 +71,17 @@ def initrd(situation: Situation) -> Iterator[Finding]:
     if not bad:
         yield passed(
             path, f"{len(found.names)} files, {len(found.modules)} modules; what the root needs is there"
+        )
+
+
+def _broken(found: Contents, path: str) -> Iterator[Finding]:
+    if found.problem:
+        yield warned(
+            path,
+            found.problem,
+            source=path,
+            reason="the kernel says so at boot, too, and goes on with what came before",
+            remedy="make it again, for example: update-initramfs -u -k VERSION",
         )
 
 
@@ -89,13 +117,14 @@ def _root(situation: Situation, found: Contents, path: str) -> Iterator[Finding]
     if mount is None or not mount.source.startswith("/dev/"):
         return  # a root on the network or in memory: its initrd is of another kind
     wanted = dict.fromkeys(sorted(inuse.mappers(host, mount)), f"{mount.where} lies on it")
+    inside = _only(kernel, found)
     for disk, chain in inuse.disks(host, mount).items():
-        inside = _only(kernel, found)
-        wanted |= {each.module: f"{disk} has no driver then" for each in chain if not is_driven(inside, each)}
-    names = [mount.kind, *kernel.for_alias(f"fs-{mount.kind}")]
-    wanted |= {
-        name: f"{mount.where} cannot be mounted then" for name in names[:1] if not _any(kernel, found, names)
-    }
+        # what is there may lack what it needs itself; where another module drives the device, it may be away
+        absent = [each for each in chain if each.module in found.modules or not is_driven(inside, each)]
+        wanted |= {each.module: f"{disk} has no driver then" for each in absent}
+    kinds = [mount.kind, *kernel.for_alias(f"fs-{mount.kind}")]
+    there = [name for name in kinds if kernel.is_builtin(name) or name in found.modules]
+    wanted[there[0] if there else mount.kind] = f"{mount.where} cannot be mounted then"
     for name, reason in wanted.items():
         lacking = [
             each for each in kernel.with_needs(name) if each in kernel.files and each not in found.modules
@@ -108,10 +137,6 @@ def _root(situation: Situation, found: Contents, path: str) -> Iterator[Finding]
                 reason=reason,
                 remedy=f"add it to /etc/initramfs-tools/modules; update-initramfs -u -k {situation.target.release}",
             )
-
-
-def _any(kernel: Modules, found: Contents, names: list[str]) -> bool:
-    return any(kernel.is_builtin(name) or name in found.modules for name in names)
 
 
 def _only(kernel: Modules, found: Contents) -> Modules:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upgrade.host import Host
-from upgrade.kexec import filesystems
+from upgrade.kexec import filesystems, modules
 from upgrade.kexec.filesystems import Mount
 
 SYS_BLOCK = "/sys/class/block"
@@ -58,7 +58,7 @@ class Driven:
     path: Path
     """In sysfs."""
     module: str
-    """The module of its driver; empty if sysfs does not say."""
+    """The module of its driver; empty if sysfs does not say, or no list of a kernel's modules would have it."""
     modalias: str
 
 
@@ -70,7 +70,8 @@ def network_cards(host: Host) -> dict[str, list[Driven]]:
         if host.exists(f"{SYS_NET}/{name}/device")
         and host.read_or(f"{SYS_NET}/{name}/operstate", "unknown") not in ("down", "notpresent")
     ]
-    return {name: list(chain(host, host.path(f"{SYS_NET}/{name}"))) for name in names}
+    known = listed(host)
+    return {name: list(chain(host, host.path(f"{SYS_NET}/{name}"), known)) for name in names}
 
 
 def root(host: Host) -> Mount | None:
@@ -81,10 +82,9 @@ def root(host: Host) -> Mount | None:
 
 def disks(host: Host, mount: Mount) -> dict[str, list[Driven]]:
     """Return the disks that a file system lies on, each with the devices that it hangs on."""
-    found: dict[str, list[Driven]] = {}
-    for device in _with_slaves(host, block_device(host, mount)):
-        found[device.name] = list(chain(host, device))
-    return found
+    known = listed(host)
+    devices = _with_slaves(host, block_device(host, mount))
+    return {device.name: list(chain(host, device, known)) for device in devices}
 
 
 def mappers(host: Host, mount: Mount) -> set[str]:
@@ -144,7 +144,16 @@ def block_device(host: Host, mount: Mount) -> Path | None:
     return None
 
 
-def chain(host: Host, device: Path) -> Iterator[Driven]:
+def listed(host: Host) -> frozenset[str]:
+    """Return the modules that run and that every kernel would list: loaded ones, and built-in ones with a name.
+
+    A driver that is never a module (``pcieport``) has a name in sysfs, too, but is in no ``modules.builtin``.
+    """
+    running = modules.load(host, host.release())
+    return frozenset(loaded(host)) | (running.builtin if running else frozenset())
+
+
+def chain(host: Host, device: Path, known: frozenset[str]) -> Iterator[Driven]:
     """Yield the devices with drivers from a class device up to the bus it hangs on."""
     end = host.path("/sys/devices").resolve()
     at = device.resolve()
@@ -152,7 +161,7 @@ def chain(host: Host, device: Path) -> Iterator[Driven]:
         if (at / "driver").exists():
             module = at / "driver/module"
             name = os.path.basename(os.path.realpath(module)) if module.exists() else ""
-            yield Driven(at, name, _text(at / "modalias"))
+            yield Driven(at, name if name in known else "", _text(at / "modalias"))
         at = at.parent
 
 

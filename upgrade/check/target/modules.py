@@ -60,8 +60,8 @@ def _not_installed(situation: Situation, release: str) -> Finding | None:
 def is_driven(found: Modules, device: Driven) -> bool:
     """Tell whether a kernel drives a device, by the module of today or by another one.
 
-    Where sysfs names no module, nobody knows: the names that drivers in a kernel itself answer to are listed since
-    Linux 7.0 only.
+    Where the module of today is not known, nothing is: what drivers in a kernel itself answer to is listed in newer
+    kernels only.
     """
     return not device.module or found.has(device.module) or found.drives([device.modalias])
 
@@ -105,7 +105,7 @@ def _filesystems(situation: Situation, found: Modules) -> Iterator[Finding]:
     for kinds, make in ((needed, failed), (others, warned)):
         for kind, where in kinds.items():
             if not has_filesystem(found, kind) and not (make is warned and kind in needed):
-                reason = f"{named(where)} cannot be mounted then"
+                reason = f"{named(where)} cannot do without it"
                 yield _missing(situation, f"file system {kind}", kind, reason, make)
 
 

@@ -14,8 +14,10 @@ from upgrade.kexec import cmdline
 from upgrade.kexec.kconfig import KernelConfig
 
 LSM = "/sys/kernel/security/lsm"
-# Those with labels that a dump holds, of which one runs at a time (LSM_FLAG_EXCLUSIVE, security/security.c)
+# Of these one runs at a time (LSM_FLAG_EXCLUSIVE, security/security.c)
 WITH_LABELS = ("apparmor", "selinux", "smack")
+# Whose labels a dump holds (criu/lsm.c)
+IN_DUMPS = ("apparmor", "selinux")
 
 
 def security(situation: Situation) -> Iterator[Finding]:
@@ -32,12 +34,12 @@ def security(situation: Situation) -> Iterator[Finding]:
         return
     seen = f"{running or 'none'} runs, the new kernel starts {target or 'none'}"
     confined = sorted({name for names in use.labels.values() for name in names})
-    if confined:
+    if confined and running in IN_DUMPS:
         yield failed(
             "security modules",
             seen,
             source=LSM,
-            reason=f"{named(confined)} has labels of {running or 'the other one'}, which cannot be restored",
+            reason=f"{named(confined)} has a label of {running}, which cannot be restored",
             remedy=f"add security={running} to the command line (--append), or choose a kernel that has it",
         )
     else:
@@ -74,7 +76,7 @@ def of_kernel(config: KernelConfig, command_line: str) -> str:
     ``apparmor=0`` and ``selinux=0`` switch one off.
     """
     words = dict(word.partition("=")[::2] for word in command_line.split())
-    order = (words.get("lsm") or config.get("LSM")).split(",")
+    order = (words.get("lsm") or config.get("LSM") or config.get("DEFAULT_SECURITY")).split(",")
     if "lsm" not in words and words.get("security"):
         chosen = words["security"]
         order = [name for name in (*order, chosen) if name not in WITH_LABELS or name == chosen]

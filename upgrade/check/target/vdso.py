@@ -10,6 +10,7 @@ from upgrade.errors import Refusal
 from upgrade.kexec import vdso_compare, vdso_effects, vdso_find
 from upgrade.kexec.vdso_compare import SymbolChange, VdsoComparison
 
+ENCLAVES = "/dev/sgx_enclave"
 _REMEDY = "choose another kernel, or restart these programs afterwards"
 
 
@@ -33,7 +34,7 @@ def vdso(situation: Situation) -> Iterator[Finding]:
     narrow = Use(situation).narrow
     found = compare(situation)
     widths = [decision.bits for decision in found.decisions if decision.bits == 64 or narrow]
-    bad = [each for each in _distinct(found) if each.bits in widths]
+    bad = [each for each in _distinct(found) if each.bits in widths and _may_be_called(situation, each)]
     for change in bad:
         yield _of_function(change, str(situation.target.path))
     if narrow:
@@ -44,6 +45,15 @@ def vdso(situation: Situation) -> Iterator[Finding]:
             yield make(
                 "32-bit vDSO", text, reason=f"{named(narrow)} runs programs of 32 bits", remedy=_REMEDY
             )
+    old, new = found.running.native, found.target.native
+    for text in vdso_effects.of_random_state(old, new, found.method):
+        yield warned(
+            "__vdso_getrandom (64 bits)",
+            text.rstrip("."),
+            source=str(situation.target.path),
+            reason="threads that have drawn random numbers keep a state of the old size",
+            remedy=_REMEDY,
+        )
     for decision in found.decisions:
         if decision.bits in widths and not decision.sure:
             yield warned(
@@ -68,6 +78,10 @@ def _distinct(found: VdsoComparison) -> Iterator[SymbolChange]:
         if change.severity != "none" and (change.bits, change.running) not in seen:
             seen.add((change.bits, change.running))
             yield change
+
+
+def _may_be_called(situation: Situation, change: SymbolChange) -> bool:
+    return change.name != "__vdso_sgx_enter_enclave" or situation.host.exists(ENCLAVES)
 
 
 def _of_function(change: SymbolChange, source: str) -> Finding:
