@@ -76,7 +76,10 @@ def _parts(data: mmap.mmap) -> Iterator[str]:
         else:
             end, stream = _compressed(data, at)
             with stream as opened:
-                yield from _archives(_Counted(opened))
+                source = _Counted(opened)
+                yield from _archives(source)
+            if not source.at:
+                raise _Broken(f"nothing comes out of the data at byte {at}")
             at = end()
 
 

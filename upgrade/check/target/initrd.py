@@ -59,7 +59,7 @@ def initrd(situation: Situation) -> Iterator[Finding]:
         yield skipped(path, str(e), source=path, reason="it cannot be unpacked without", remedy=e.hint or "")
         return
     bad = [
-        *_broken(found, path),
+        *_broken(situation, found, path),
         *_programs(situation, found, path),
         *_for_this_kernel(situation, found, path),
     ]
@@ -74,14 +74,14 @@ def initrd(situation: Situation) -> Iterator[Finding]:
         )
 
 
-def _broken(found: Contents, path: str) -> Iterator[Finding]:
+def _broken(situation: Situation, found: Contents, path: str) -> Iterator[Finding]:
     if found.problem:
         yield warned(
             path,
             found.problem,
             source=path,
             reason="the kernel says so at boot, too, and goes on with what came before",
-            remedy="make it again, for example: update-initramfs -u -k VERSION",
+            remedy=f"make it again: update-initramfs -u -k {situation.target.release}",
         )
 
 
