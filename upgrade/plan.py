@@ -153,11 +153,7 @@ def find_containers(host: Host, request: Request) -> list[Container]:
         found += [each.find(c.name) for each in engines(host) for c in each.available()]
     unique = list({(c.engine, c.name): c for c in found}.values())
     if not unique:
-        raise UsageError(
-            "nothing to preserve",
-            hint="name containers with --container NAME or --cgroup PATH, or take --all; for a kernel upgrade without "
-            "containers systemctl kexec is enough",
-        )
+        raise nothing_to_preserve()
     names = [c.cgroup for c in unique]
     for one in unique:
         if any(other != one.cgroup and other.startswith(one.cgroup.rstrip("/") + "/") for other in names):
@@ -165,6 +161,15 @@ def find_containers(host: Host, request: Request) -> list[Container]:
                 "holds another preserved container", subject=one.name, hint="name only one of the two"
             )
     return unique
+
+
+def nothing_to_preserve() -> UsageError:
+    """Return the error for an upgrade without containers."""
+    return UsageError(
+        "nothing to preserve",
+        hint="name containers with --container NAME or --cgroup PATH, or take --all; for a kernel upgrade without "
+        "containers systemctl kexec is enough",
+    )
 
 
 def refuse_unknown_addresses(host: Host, containers: list[Container]) -> None:

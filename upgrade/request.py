@@ -37,5 +37,6 @@ class Request:
     @classmethod
     def load(cls, file: Path) -> Self:
         """Take a request over."""
-        data: dict[str, Any] = json.loads(file.read_text())
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        data = json.loads(file.read_text())
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)

@@ -48,6 +48,12 @@ def test_without_a_range_the_others_wait_for_the_first(target: Target) -> None:
         target.one(identity, Status.SKIP)
 
 
+def test_addresses_may_be_hidden(target: Target) -> None:
+    target.machine.file("/proc/iomem", "00000000-00000000 : Persistent Memory (legacy)")
+    for identity in ("memory.store", "memory.ranges", "memory.budget"):
+        assert "hidden" in target.one(identity, Status.SKIP).seen
+
+
 def test_too_many_ranges(target: Target) -> None:
     spans = [(n * GIB, 256 * MIB) for n in range(4, 9)]
     target.machine.file("/proc/cmdline", " ".join(f"memmap=256M!{n}G" for n in range(4, 9)))
@@ -236,7 +242,7 @@ def test_without_a_range_for_frames_all_is_copied(target: Target) -> None:
     assert "copied" in target.one("memory.residence", Status.PASS).seen
 
 
-@pytest.mark.parametrize(("code", "reason"), [(errno.ENOTTY, "PAGEMAP_SCAN"), (errno.EPERM, "needs root")])
+@pytest.mark.parametrize(("code", "reason"), [(errno.ENOTTY, "PAGEMAP_SCAN"), (errno.EPERM, "not permitted")])
 def test_where_pages_lie_may_be_hidden(
     target: Target, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
 ) -> None:
@@ -245,4 +251,5 @@ def test_where_pages_lie_may_be_hidden(
 
     online(target)
     monkeypatch.setattr("upgrade.dump.gathering.residences", refuse)
-    assert reason in target.one("memory.residence", Status.SKIP).reason
+    found = target.one("memory.residence", Status.SKIP)
+    assert reason in f"{found.seen} {found.reason}"

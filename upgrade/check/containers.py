@@ -10,7 +10,7 @@ from upgrade.check.situation import Situation
 
 def found(situation: Situation) -> Iterator[Finding]:
     """Look for each container that was named."""
-    for container in plan.find_containers(situation.host, situation.request):
+    for container in situation.find_containers():
         yield passed(container.name, f"{container.engine}, PID {container.root_pid}", container.cgroup)
 
 

@@ -71,6 +71,8 @@ class Check:
     id: str
     title: str
     run: Callable[[Situation], Iterable[Finding]]
+    in_run: bool = True
+    """Whether ``run`` asks, too; not where it finds out itself by doing it."""
 
     @property
     def family(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from upgrade import cgroup, plan
 from upgrade.config import Config
-from upgrade.engines import Container
+from upgrade.engines import Container, engines
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.kexec import installed, kconfig, modules, vmlinux
@@ -19,7 +19,14 @@ from upgrade.request import Request
 
 
 class Unknown(Exception):
-    """A check cannot say anything; the text is why. Another check reports the cause."""
+    """A check cannot say anything; the text is why. Another check reports the cause.
+
+    ``subject`` is what is not known; the check's title if there is none.
+    """
+
+    def __init__(self, message: str, *, subject: str = "") -> None:
+        super().__init__(message)
+        self.subject = subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class Situation:
         try:
             return self.find_target()
         except UpgradeError as e:
-            raise Unknown(f"the kernel to enter is not known: {e}") from e
+            raise Unknown(str(e), subject="the kernel to enter") from e
 
     def find_target(self) -> Target:
         """Return the kernel to enter; raises what ``target.kernel`` reports."""
@@ -70,7 +77,7 @@ class Situation:
         try:
             return vmlinux.decompress(self.target.image)
         except UpgradeError as e:
-            raise Unknown(f"the kernel to enter is not known: {e}") from e
+            raise Unknown(str(e), subject="the kernel to enter") from e
 
     @cached_property
     def kernel_config(self) -> KernelConfig:
@@ -81,7 +88,7 @@ class Situation:
         release, path = self.target.release, self.target.path
         found = kconfig.find(self.host, release, path) or kconfig.inside(self.vmlinux, str(path))
         if found is None:
-            raise Unknown(f"the configuration of {release} is not known: no /boot/config-{release}")
+            raise Unknown(f"there is no /boot/config-{release}", subject=f"configuration of {release}")
         return found
 
     @cached_property
@@ -92,7 +99,7 @@ class Situation:
         """
         found = modules.load(self.host, self.target.release)
         if found is None:
-            raise Unknown(f"the modules of {self.target.release} are not installed")
+            raise Unknown("they are not installed", subject=f"modules of {self.target.release}")
         return found
 
     @cached_property
@@ -102,9 +109,20 @@ class Situation:
         :raises Unknown: if there are none, or one cannot be found (``containers.found`` says why)
         """
         try:
-            return plan.find_containers(self.host, self.request)
+            return self.find_containers()
         except UpgradeError as e:
-            raise Unknown(f"the containers are not known: {e}") from e
+            raise Unknown(str(e), subject="the containers") from e
+
+    def find_containers(self) -> Sequence[Container]:
+        """Return the containers to preserve; raises what ``containers.found`` reports.
+
+        :raises Unknown: if all are wanted and none runs: the host can be checked without them
+        """
+        asked = self.request
+        only_all = asked.all and not asked.containers and not asked.cgroups
+        if only_all and not any(each.available() for each in engines(self.host)):
+            raise Unknown("none runs; the host is checked without them", subject="the containers")
+        return plan.find_containers(self.host, asked)
 
     @cached_property
     def tasks(self) -> Sequence[tuple[Container, int]]:

@@ -32,9 +32,11 @@ def main(options: argparse.Namespace) -> int:
     if options.dry_run or options.list:
         return check.main(options)
     host = Host()
+    request = check.request(options)
+    if not (request.containers or request.cgroups or request.all):
+        raise plan.nothing_to_preserve()
     plan.privileged()
     refuse_second()
-    request = check.request(options)
     runner.chosen(catalog.checks(), options.only, options.skip)  # a typo is told now
     if not options.yes:
         _ask(plan.make(host, request, Config.load(host)), host)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The ranges of memory that survive: where they are, and whether they are large enough."""
 
+import errno
 import os
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from upgrade.errors import UpgradeError
 from upgrade.host import Host
 
 CMDLINE = "/proc/cmdline"
+IOMEM = "/proc/iomem"
 NODES = "/sys/devices/system/node"
 # Of a range for frames, less is a waste
 USABLE_SHARE = 0.7
@@ -25,8 +27,9 @@ HEAD_BYTES = 16 << 20
 
 def store(situation: Situation) -> Iterator[Finding]:
     """Look for range M."""
+    _shown(situation.host)
     found = find_store(situation.host, situation.request.append)
-    yield passed(str(found), "reserved on the command line, and known to the kernel", "/proc/iomem")
+    yield passed(str(found), "reserved on the command line, and known to the kernel", IOMEM)
 
 
 def frames(situation: Situation) -> Iterator[Finding]:
@@ -65,17 +68,18 @@ def known(situation: Situation) -> tuple[Range, tuple[Range, ...]]:
     :raises Unknown: if they cannot be used (``memory.store`` and ``memory.frames`` say why)
     """
     try:
+        _shown(situation.host)
         span = find_store(situation.host, situation.request.append)
         return span, find_frames(situation.host, situation.request)[0]
     except UpgradeError as e:
-        raise Unknown(f"the ranges are not known: {e}") from e
+        raise Unknown(str(e), subject="the ranges") from e
 
 
 def layout(situation: Situation) -> Iterator[Finding]:
     """Compare what the command line sets aside with what the kernel shows, and with memory blocks."""
     host = situation.host
     line = host.command_line()
-    wanted, shown = ranges.parse_command_line(line), ranges.parse_iomem(host.read("/proc/iomem"))
+    wanted, shown = ranges.parse_command_line(line), _shown(host)
     found = [each for span in wanted[1:] if (each := _not_as_wanted(span, shown))]
     found += [each for span in wanted[1:] if (each := _lost(host, span))]
     entries = [
@@ -94,9 +98,20 @@ def layout(situation: Situation) -> Iterator[Finding]:
     yield from found
     if not found and wanted:
         names = ", ".join(map(str, wanted))
-        yield passed(names, "where the command line puts them", "/proc/iomem")
+        yield passed(names, "where the command line puts them", IOMEM)
     elif not found:
         yield skipped("ranges", "there are none", source=CMDLINE, reason="memory.store says so")
+
+
+def _shown(host: Host) -> list[Range]:
+    """Return the ranges that the kernel shows.
+
+    :raises PermissionError: if it hides their addresses, which it does without telling
+    """
+    found = ranges.parse_iomem(host.read(IOMEM))
+    if any(each.end_bytes == 1 for each in found):
+        raise PermissionError(errno.EPERM, "addresses are hidden", IOMEM)
+    return found
 
 
 def _not_as_wanted(span: Range, shown: list[Range]) -> Finding | None:
@@ -108,7 +123,7 @@ def _not_as_wanted(span: Range, shown: list[Range]) -> Finding | None:
     return warned(
         str(span),
         f"the kernel shows {', '.join(map(str, inside)) or 'nothing there'}",
-        source="/proc/iomem",
+        source=IOMEM,
         reason="firmware keeps it or a part of it, or there is no memory: no page frame can stay there",
         remedy="choose a range that dmesg's e820 map calls usable",
     )
