@@ -58,11 +58,11 @@ def _small_rseq(situation: Situation) -> Sequence[str]:
 
 
 def _guards(situation: Situation) -> Sequence[str]:
-    return sorted({c.name for c, pid in situation.tasks if has_guards(situation.host, pid)})
+    return sorted({c.name for c, pid in Use(situation).tasks if has_guards(situation.host, pid)})
 
 
 def _droppable(situation: Situation) -> Sequence[str]:
-    return sorted({c.name for c, pid in situation.tasks if has_droppable(situation.host, pid)})
+    return sorted({c.name for c, pid in Use(situation).tasks if has_droppable(situation.host, pid)})
 
 
 def _always(situation: Situation) -> bool:
@@ -132,9 +132,12 @@ def criu(situation: Situation) -> Iterator[Finding]:
                 by = requirement.by(situation)
             except Unknown as e:
                 known = False
-                text = f"{_text(requirement.version)} {requirement.what}"
+                text = f"CRIU {_text(requirement.version)} {requirement.what}"
                 yield skipped(
-                    f"CRIU {version}", str(e), source=requirement.link, reason=f"{text}: not looked at"
+                    f"CRIU {version}",
+                    f"{e.subject}: {e}",
+                    source=requirement.link,
+                    reason=f"it is not known whether it is needed that {text}",
                 )
                 continue
             if by:

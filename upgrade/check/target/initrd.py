@@ -66,7 +66,7 @@ def initrd(situation: Situation) -> Iterator[Finding]:
     try:
         bad += _root(situation, found, path)
     except Unknown as e:
-        yield skipped(path, str(e), reason="what the root file system needs is not known")
+        yield skipped(path, f"{e.subject}: {e}", reason="what the root file system needs is not known")
     yield from bad
     if not bad:
         yield passed(
