@@ -11,8 +11,10 @@ from upgrade.config import Config
 from upgrade.engines import Container, engines
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
-from upgrade.kexec import installed
+from upgrade.kexec import installed, kconfig, modules, vmlinux
 from upgrade.kexec.image import KernelImage
+from upgrade.kexec.kconfig import KernelConfig
+from upgrade.kexec.modules import Modules
 from upgrade.request import Request
 
 
@@ -65,6 +67,40 @@ class Situation:
         kernel = installed.find(self.host, self.request.kernel)
         image = KernelImage.open(kernel)
         return Target(kernel, image, plan.find_initrd(kernel, image.release, self.request.initrd))
+
+    @cached_property
+    def vmlinux(self) -> bytes:
+        """The kernel to enter, decompressed.
+
+        :raises Unknown: if it cannot be (the check ``target.vdso`` says why)
+        """
+        try:
+            return vmlinux.decompress(self.target.image)
+        except UpgradeError as e:
+            raise Unknown(str(e), subject="the kernel to enter") from e
+
+    @cached_property
+    def kernel_config(self) -> KernelConfig:
+        """The configuration of the kernel to enter.
+
+        :raises Unknown: if it is nowhere
+        """
+        release, path = self.target.release, self.target.path
+        found = kconfig.find(self.host, release, path) or kconfig.inside(self.vmlinux, str(path))
+        if found is None:
+            raise Unknown(f"there is no /boot/config-{release}", subject=f"configuration of {release}")
+        return found
+
+    @cached_property
+    def modules(self) -> Modules:
+        """The modules of the kernel to enter.
+
+        :raises Unknown: if there are none (the check ``target.modules`` says so)
+        """
+        found = modules.load(self.host, self.target.release)
+        if found is None:
+            raise Unknown("they are not installed", subject=f"modules of {self.target.release}")
+        return found
 
     @cached_property
     def containers(self) -> Sequence[Container]:
