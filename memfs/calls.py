@@ -7,13 +7,14 @@ Scope: thin wrappers for x86-64 that raise OSError with the name of the call. No
 import ctypes
 import errno
 import fcntl
-import functools
 import os
 from pathlib import Path
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from memfs import libc
 
 # arch/x86/entry/syscalls/syscall_64.tbl
 SYS_SWAPON: Final = 167
@@ -46,21 +47,6 @@ Extents: TypeAlias = NDArray[np.uint64]
 
 Regions: TypeAlias = NDArray[np.uint64]
 """One row a run: its first address, the address behind it, its categories (``struct page_region``)."""
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    return libc
-
-
-def _syscall(name: str, number: int, *arguments: object) -> int:
-    result = int(_libc().syscall(ctypes.c_long(number), *arguments))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{name}: {os.strerror(code)}")
-    return result
 
 
 def pagemap_scan(fd: int, start: int, end: int, *, all_of: int = 0, none_of: int = 0, any_of: int) -> Regions:
@@ -97,7 +83,7 @@ def process_madvise(pidfd: int, extents: Extents, advice: int) -> int:
         batch = rows[at : at + UIO_MAXIOV]
         before = int(ends[at - 1]) if at else 0
         try:
-            done = _syscall(
+            done = libc.call(
                 "process_madvise",
                 SYS_PROCESS_MADVISE,
                 ctypes.c_int(pidfd),
@@ -132,7 +118,7 @@ def touch(pid: int, addresses: NDArray[np.uint64]) -> int:
         batch = remote[at : at + UIO_MAXIOV]
         local = np.array([sink.ctypes.data, len(batch)], np.uint64)
         try:
-            done = _syscall(
+            done = libc.call(
                 "process_vm_readv",
                 SYS_PROCESS_VM_READV,
                 ctypes.c_int(pid),
@@ -154,9 +140,9 @@ def touch(pid: int, addresses: NDArray[np.uint64]) -> int:
 def swapon(device: Path, priority: int = SWAP_HIGHEST) -> None:
     """Let the kernel swap to ``device``."""
     flags = SWAP_FLAG_PREFER | priority
-    _syscall("swapon", SYS_SWAPON, ctypes.c_char_p(os.fsencode(device)), ctypes.c_int(flags))
+    libc.call("swapon", SYS_SWAPON, ctypes.c_char_p(os.fsencode(device)), ctypes.c_int(flags))
 
 
 def swapoff(device: Path) -> None:
     """Bring back what was swapped to ``device`` and do not use it any more; EINVAL if it was not used."""
-    _syscall("swapoff", SYS_SWAPOFF, ctypes.c_char_p(os.fsencode(device)))
+    libc.call("swapoff", SYS_SWAPOFF, ctypes.c_char_p(os.fsencode(device)))

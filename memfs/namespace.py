@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from memfs import pmem, sysfs
+from memfs import sysfs
 from memfs.ranges import Range
 
 NVDIMM_BUS = "sys/bus/nd"
+NAMESPACES = f"{NVDIMM_BUS}/devices"
 DAX_BUS = "sys/bus/dax"
 PMEM_DRIVER = "nd_pmem"
 
@@ -35,7 +36,7 @@ class Namespace:
     @property
     def directory(self) -> Path:
         """Return its directory in sysfs."""
-        return self.root / pmem.NAMESPACES / self.name
+        return self.root / NAMESPACES / self.name
 
     @property
     def holder(self) -> str:
@@ -46,7 +47,7 @@ class Namespace:
     def dax_device(self) -> str:
         """Return the dax device that shows its memory (a name of the dax bus); empty if there is none."""
         holder = self.holder
-        found = sorted((self.root / pmem.NAMESPACES / holder).glob("dax[0-9]*.[0-9]*")) if holder else []
+        found = sorted((self.root / NAMESPACES / holder).glob("dax[0-9]*.[0-9]*")) if holder else []
         return found[0].name if found else ""
 
     @property
@@ -56,13 +57,16 @@ class Namespace:
 
     @property
     def block_device(self) -> Path | None:
-        """Return its block device; None if it has none."""
-        return pmem.block_device(self.directory, self.root)
+        """Return its block device; None if it has none (yet)."""
+        # /sys/bus/nd/devices/namespace0.0/block/pmem0
+        names = sorted(entry.name for entry in (self.directory / "block").glob("pmem*"))
+        device = self.root / "dev" / names[0] if names else None
+        return device if device is not None and device.exists() else None
 
 
 def find(span: Range, root: Path = Path("/")) -> Namespace | None:
     """Return the namespace at ``span``; None if the kernel shows none (yet)."""
-    for directory in sorted((root / pmem.NAMESPACES).glob("namespace*")):
+    for directory in sorted((root / NAMESPACES).glob("namespace*")):
         try:
             start, size = int(sysfs.read(directory / "resource"), 16), int(sysfs.read(directory / "size"))
         except ValueError:
@@ -94,7 +98,7 @@ def let_go(space: Namespace) -> None:
     """Take a namespace from whoever holds it: its dax device, its block device."""
     holder = space.holder
     if holder:
-        device = space.root / pmem.NAMESPACES / holder
+        device = space.root / NAMESPACES / holder
         if driver := _driver(device):
             sysfs.write(space.root / NVDIMM_BUS / "drivers" / driver / "unbind", holder)
         sysfs.write(device / "namespace", "\n")

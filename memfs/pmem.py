@@ -8,31 +8,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from memfs import namespace
 from memfs.ranges import Range
 
-NAMESPACES = "sys/bus/nd/devices"
 MODULES = ("nd_e820", "nd_pmem")
 
 
 def find(span: Range, root: Path = Path("/")) -> Path | None:
     """Return the block device of the namespace at ``span``; None if the kernel shows none (yet)."""
-    for namespace in sorted((root / NAMESPACES).glob("namespace*")):
-        try:
-            start = int((namespace / "resource").read_text(), 16)
-            size = int((namespace / "size").read_text())
-        except (OSError, ValueError):
-            continue
-        if (start, size) == (span.start_bytes, span.size_bytes):
-            return block_device(namespace, root)
-    return None
-
-
-def block_device(namespace: Path, root: Path) -> Path | None:
-    """Return the block device of the namespace at that directory of sysfs; None if it has none."""
-    # /sys/bus/nd/devices/namespace0.0/block/pmem0
-    names = sorted(entry.name for entry in (namespace / "block").glob("pmem*"))
-    device = root / "dev" / names[0] if names else None
-    return device if device is not None and device.exists() else None
+    space = namespace.find(span, root)
+    return space.block_device if space is not None else None
 
 
 def wait(

@@ -77,6 +77,38 @@ def find_frames(host: Host, request: Request) -> tuple[tuple[Range, ...], list[s
     ]
 
 
+def or_copy(
+    host: Host,
+    request: Request,
+    containers: Sequence[Container],
+    store: Range,
+    frames: tuple[Range, ...],
+) -> tuple[tuple[Range, ...], list[str]]:
+    """Return no ranges, and a warning, where the containers do not fit into them but their copies do into ``store``.
+
+    :raises Refusal: if the new kernel could not take the copies over
+    """
+    memory = sum(memory_bytes(host, c) for c in containers)
+    inside = _inside(host, frames)
+    if request.pages != "auto" or memory <= inside or not frames or _needed(memory, ()) > store.size_bytes:
+        return frames, []
+    _refuse_beside(host, memory, sum(swapped_bytes(host, c) for c in containers), inside)
+    return (), [
+        f"the containers have {memory >> 20} MiB, {', '.join(map(str, frames))} only {inside >> 20} MiB: their pages "
+        f"are copied to {store}, which adds to the downtime (make the ranges larger, or preserve less)"
+    ]
+
+
+def _needed(memory: int, frames: tuple[Range, ...]) -> int:
+    """Return how much of range M an upgrade takes."""
+    return int(memory * (FRAMES_SHARE if frames else 1 + METADATA_SHARE)) + METADATA_BYTES
+
+
+def _inside(host: Host, frames: tuple[Range, ...]) -> int:
+    """Return how much memory the ranges for frames have."""
+    return sum(part.size_bytes for span in frames for part in hotplug.online_spans(span, host.root))
+
+
 def refuse_too_large(
     host: Host, containers: Sequence[Container], store: Range, frames: tuple[Range, ...]
 ) -> int:
@@ -88,8 +120,7 @@ def refuse_too_large(
     if frames:
         swapped = sum(swapped_bytes(host, c) for c in containers)
         _refuse_over_budget(host, memory, swapped, frames)
-    share = FRAMES_SHARE if frames else 1 + METADATA_SHARE
-    needed = int(sum(memory.values()) * share) + METADATA_BYTES
+    needed = _needed(sum(memory.values()), frames)
     if needed > store.size_bytes:
         largest = max(memory, key=lambda name: memory[name])
         raise Refusal(
@@ -105,16 +136,21 @@ def _refuse_over_budget(
     host: Host, memory: Mapping[str, int], swapped: int, frames: tuple[Range, ...]
 ) -> None:
     """Refuse if the new kernel could not take the containers over: it has no memory of the ranges until then."""
-    known = host.memory()
-    total, available = known["MemTotal"], known["MemAvailable"]
-    inside = sum(part.size_bytes for span in frames for part in hotplug.online_spans(span, host.root))
+    inside = _inside(host, frames)
     containers = sum(memory.values())
     if containers > inside:
         raise Refusal(
             f"the containers have {containers >> 20} MiB, the ranges for frames hold {inside >> 20} MiB",
             subject=", ".join(map(str, frames)),
-            hint="preserve less, make the ranges larger (memmap=, one ordinary reboot), or copy: --pages copy",
+            hint="preserve less, make the ranges larger (memmap=, one ordinary reboot), or, if they fit into the first "
+            "range, copy: --pages copy",
         )
+    _refuse_beside(host, containers, swapped, inside)
+
+
+def _refuse_beside(host: Host, containers: int, swapped: int, inside: int) -> None:
+    known = host.memory()
+    total, available = known["MemTotal"], known["MemAvailable"]
     others = max(0, total - available - containers + swapped)
     if containers + others > total - inside:
         raise Refusal(

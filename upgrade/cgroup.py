@@ -85,6 +85,12 @@ def thaw(host: Host, cgroup: str) -> None:
         host.write(path(cgroup, "cgroup.freeze"), "0")
 
 
+def kill(host: Host, cgroup: str) -> None:
+    """Have the kernel kill all tasks of a cgroup; nothing happens if it is gone."""
+    if host.exists(path(cgroup, "cgroup.kill")):
+        host.write(path(cgroup, "cgroup.kill"), "1")
+
+
 def _unstopped(host: Host, cgroup: str) -> str:
     found = []
     for pid in pids(host, cgroup):

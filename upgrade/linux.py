@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from memfs import libc
+
 # arch/x86/entry/syscalls/syscall_64.tbl
 SYS_REBOOT: Final = 169
 SYS_KEXEC_LOAD: Final = 246
@@ -62,20 +64,11 @@ FITHAW: Final = 0xC0045878
 _RDTSC: Final = bytes.fromhex("0faee80f3148c1e2204809d0c3")
 
 
-def _syscall(name: str, number: int, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    result = int(libc.syscall(ctypes.c_long(number), *arguments))
-    if result < 0:
-        raise _failed(name)
-    return result
-
-
 def kexec_file_load(kernel_fd: int, initrd_fd: int | None, command_line: str) -> None:
     """Load a kernel for the next kexec; the kernel itself checks image and signature."""
     text = command_line.encode() + b"\0"
     flags = KEXEC_FILE_NO_INITRAMFS if initrd_fd is None else 0
-    _syscall(
+    libc.call(
         "kexec_file_load",
         SYS_KEXEC_FILE_LOAD,
         ctypes.c_int(kernel_fd),
@@ -116,7 +109,7 @@ def _exists(call: Callable[[int], None]) -> bool:
 
 def _kexec_file_call(flags: int) -> None:
     """Call kexec_file_load(2) without files."""
-    _syscall(
+    libc.call(
         "kexec_file_load",
         SYS_KEXEC_FILE_LOAD,
         ctypes.c_int(-1),
@@ -129,7 +122,7 @@ def _kexec_file_call(flags: int) -> None:
 
 def _kexec_call(flags: int) -> None:
     """Call kexec_load(2) without segments."""
-    _syscall(
+    libc.call(
         "kexec_load",
         SYS_KEXEC_LOAD,
         ctypes.c_ulong(0),
@@ -141,7 +134,7 @@ def _kexec_call(flags: int) -> None:
 
 def reboot_kexec() -> None:
     """Enter the loaded kernel now. Returns only by raising OSError."""
-    _syscall(
+    libc.call(
         "reboot",
         SYS_REBOOT,
         ctypes.c_uint(LINUX_REBOOT_MAGIC1),
@@ -171,11 +164,10 @@ def _filesystem_ioctl(mount_point: str, request: int) -> None:
 
 def sync_filesystem(where: str) -> None:
     """Write one file system back (syncfs(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if libc.syncfs(fd) != 0:
-            raise _failed("syncfs")
+        if libc.library().syncfs(fd) != 0:
+            raise libc.failed("syncfs")
     finally:
         os.close(fd)
 
@@ -209,76 +201,64 @@ def reader_ahead() -> Callable[[int, int], None]:
 
     It takes address and size in bytes. It may be called a hundred thousand times.
     """
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise = libc.library().madvise
     madvise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 
     def populate_read(address: int, size_bytes: int) -> None:
         if madvise(address, size_bytes, MADV_POPULATE_READ) != 0:
-            raise _failed("madvise(MADV_POPULATE_READ)")
+            raise libc.failed("madvise(MADV_POPULATE_READ)")
 
     return populate_read
 
 
 def map_shared(fd: int, size_bytes: int) -> int:
     """Map an object for reading, also what lies behind its end; return the address (mmap(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_ssize_t
+    libc.library().mmap.restype = ctypes.c_ssize_t
     # no reservation: else the holes of an object of huge pages would need as many of them
     address = int(
-        libc.mmap(
+        libc.library().mmap(
             None, ctypes.c_size_t(size_bytes), PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, ctypes.c_long(0)
         )
     )
     if address == -1:
-        raise _failed("mmap")
+        raise libc.failed("mmap")
     return address
 
 
 def unmap(address: int, size_bytes: int) -> None:
     """Unmap what ``map_shared`` mapped (munmap(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes)) != 0:
-        raise _failed("munmap")
+    if libc.library().munmap(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes)) != 0:
+        raise libc.failed("munmap")
 
 
 def enter_ipc_namespace(fd: int) -> None:
     """Move the calling thread to an IPC namespace (setns(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, CLONE_NEWIPC) != 0:
-        raise _failed("setns")
+    if libc.library().setns(fd, CLONE_NEWIPC) != 0:
+        raise libc.failed("setns")
 
 
 def attach_shared_memory(number: int) -> int:
     """Attach a segment of System V shared memory for reading; return its address (shmat(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.shmat.restype = ctypes.c_ssize_t
-    address = int(libc.shmat(number, None, SHM_RDONLY))
+    libc.library().shmat.restype = ctypes.c_ssize_t
+    address = int(libc.library().shmat(number, None, SHM_RDONLY))
     if address == -1:
-        raise _failed("shmat")
+        raise libc.failed("shmat")
     return address
 
 
 def detach_shared_memory(address: int) -> None:
     """Detach a segment (shmdt(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.shmdt(ctypes.c_void_p(address)) != 0:
-        raise _failed("shmdt")
+    if libc.library().shmdt(ctypes.c_void_p(address)) != 0:
+        raise libc.failed("shmdt")
 
 
 def bind_mount(source: str, target: str) -> None:
     """Have ``target`` show what is at ``source`` (mount(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(MS_BIND), None) != 0:
-        raise _failed("mount")
+    if libc.library().mount(source.encode(), target.encode(), None, ctypes.c_ulong(MS_BIND), None) != 0:
+        raise libc.failed("mount")
 
 
 def unmount(target: str) -> None:
     """Unmount what is at ``target`` (umount2(2))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(target.encode(), 0) != 0:
-        raise _failed("umount2")
-
-
-def _failed(call: str) -> OSError:
-    errno = ctypes.get_errno()
-    return OSError(errno, f"{call}: {os.strerror(errno)}")
+    if libc.library().umount2(target.encode(), 0) != 0:
+        raise libc.failed("umount2")

@@ -17,13 +17,15 @@ PLAN = STATE / "plan.json"
 REPORTS = STATE / "reports"
 HISTORY = STATE / "history.jsonl"
 
-CLAIM = RUNTIME / "claimed"
+LEDGER = RUNTIME / "restored.jsonl"
 PAGES = RUNTIME / "pages.json"
 
 RUN_UNIT = "seamless-upgrade.service"
 FRAMES_UNIT = "seamless-upgrade-frames.service"
 RESTORE_UNIT = "seamless-upgrade-restore.service"
 PAGES_UNIT = "seamless-upgrade-pages.service"
+
+RESTORE_CGROUP = f"/system.slice/{RESTORE_UNIT}"
 
 
 def make_runtime() -> None:

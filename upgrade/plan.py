@@ -25,6 +25,7 @@ from upgrade.kexec.image import KernelImage
 from upgrade.kexec.load import is_loaded
 from upgrade.process import missing
 from upgrade.request import Request
+from upgrade.undo import Undo
 
 PROGRAMS = ("criu", "kexec", "nft", "ip", "mkfs.ext4", "mount", "umount", "systemctl", "modprobe")
 FRAMES_PROGRAMS = ("ndctl", "blkid", "mkswap")
@@ -69,6 +70,8 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     containers = find_containers(host, request)
     refuse_unknown_addresses(host, containers)
     frames, warnings = budget.find_frames(host, request)
+    frames, copied = budget.or_copy(host, request, containers, store, frames)
+    warnings += copied
     for program in FRAMES_PROGRAMS if frames else ():
         installed(program)
     memory = budget.refuse_too_large(host, containers, store, frames)
@@ -94,12 +97,20 @@ def make(host: Host, request: Request, config: Config) -> Plan:
 
 
 def refuse_unfinished(host: Host) -> None:
-    """Refuse while the memory of the last upgrade's containers still comes: it lies in the ranges."""
+    """Refuse while the memory of the last upgrade's containers still comes, or a run is not undone altogether."""
     if host.exists(os.fspath(paths.PAGES)):
         raise Refusal(
             "still brings the memory of restored containers back",
             subject=paths.PAGES_UNIT,
             hint="wait for it: seamless-upgrade status --wait",
+        )
+    left = Undo(host, host.path(os.fspath(paths.UNDO))).left()
+    if left:
+        raise Refusal(
+            f"an upgrade has not been undone altogether: {', '.join(sorted(set(left)))}",
+            subject=paths.RUN_UNIT,
+            hint=f"seamless-upgrade recover tries it again and says what is in its way; when you have undone it by "
+            f"hand, remove {paths.UNDO}",
         )
 
 

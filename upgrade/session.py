@@ -47,6 +47,10 @@ class Dumped:
     """Its page frames stay where they are."""
     frame_files: tuple[str, ...] = ()
     """The names of its images that are files of the frame map."""
+    pages: int = 0
+    """Its pages in the frame map."""
+    shared_pages: int = 0
+    """So many of them are there already for another of its processes: fork(2) shares them."""
     stragglers: int = 0
     """Pages of the frame map that had to be copied."""
 

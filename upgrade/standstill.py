@@ -156,6 +156,8 @@ class Standstill:
             replace(
                 dumped,
                 in_place=kept[number].in_place,
+                pages=kept[number].pages,
+                shared_pages=kept[number].shared,
                 stragglers=kept[number].stragglers,
                 frame_files=kept[number].files,
             )

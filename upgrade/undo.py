@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What has to be undone, kept where a killed run cannot take it along.
 
-Every step that changes the host first writes its undo here. An error unwinds the stack in the run itself; if the run
-was killed, its unit's ``ExecStopPost=`` unwinds what the file still holds. Both call the same functions.
+Every step that changes the host first writes its undo here. An error unwinds the stack in the run itself; whatever the
+file still holds when the run has ended, because it was killed or an undo failed, its unit's ``ExecStopPost=`` unwinds,
+or ``seamless-upgrade recover`` whenever it is called. All call the same functions. No file: nothing is left to undo.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from memfs import pmem, ranges, room, store, swap
+from memfs import evacuate, pmem, ranges, room, store, swap
 from upgrade import cgroup, linux, movers, netlock
 from upgrade.host import Host
 from upgrade.kexec import filesystems, quiesce
@@ -58,6 +59,10 @@ def _blocks(host: Host, *, spans: list[tuple[int, int]]) -> None:
     room.restore([ranges.Range(start, size) for start, size in spans], host.root)
 
 
+def _ordinary_blocks(_host: Host, *, paths: list[str]) -> None:
+    evacuate.restore(map(Path, paths))
+
+
 def _swap_limits(host: Host, *, limits: dict[str, str]) -> None:
     swap.restore(limits, host.root)
 
@@ -80,6 +85,7 @@ ACTIONS: Mapping[str, Callable[..., None]] = {
     "resume": _resume,
     "movers": _movers,
     "blocks": _blocks,
+    "ordinary_blocks": _ordinary_blocks,
     "swap_limits": _swap_limits,
     "unswap": _unswap,
     "remove_file": _remove_file,
@@ -128,6 +134,8 @@ class Undo:
     def unwind(self, only: Container[str] | None = None) -> list[str]:
         """Undo everything, the last step first; return what could not be undone, a line each.
 
+        That stays in the file, to be tried again.
+
         :param only: undo just these actions and leave the others for later
         """
         problems = []
@@ -138,11 +146,16 @@ class Undo:
                 ACTIONS[entry["action"]](self.host, **entry["arguments"])
             except Exception as e:  # the other steps must be undone all the same
                 problems.append(f"could not undo {entry['action']}: {e}")
+                continue
             try:
                 self._drop(entry)
             except OSError as e:
                 problems.append(f"could not record that {entry['action']} was undone: {e}")
         return problems
+
+    def left(self) -> list[str]:
+        """Return the actions that are not undone, in the order of their steps."""
+        return [entry["action"] for entry in self._entries()]
 
     def _drop(self, entry: dict[str, Any]) -> None:
         """Forget the newest entry that equals ``entry``."""
@@ -160,6 +173,9 @@ class Undo:
         return [entry for entry in map(_parse, lines) if entry is not None]
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
+        if not entries:
+            self.file.unlink()
+            return
         temporary = self.file.with_suffix(".new")
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
         temporary.rename(self.file)

@@ -14,6 +14,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from memfs import libc
+
 PAGE_BYTES: Final = 4096
 
 # arch/x86/entry/syscalls/syscall_64.tbl
@@ -79,12 +81,7 @@ class Message:
 
 def create(flags: int = os.O_CLOEXEC | os.O_NONBLOCK) -> int:
     """Return a new descriptor for this process's memory; :func:`api` must follow."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = int(libc.syscall(ctypes.c_long(SYS_USERFAULTFD), ctypes.c_long(flags)))
-    if fd < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"userfaultfd: {os.strerror(number)}")
-    return fd
+    return libc.call("userfaultfd", SYS_USERFAULTFD, ctypes.c_long(flags))
 
 
 def api(fd: int, features: int) -> int:

@@ -14,6 +14,7 @@ from builders.programs import Programs
 from builders.session import HERTZ, STAMPS_S, TIES, session
 
 from memfs import pmem, store
+from memfs.namespace import NAMESPACES
 from upgrade import paths
 from upgrade.clock import Clock, Tie, frequency
 from upgrade.errors import UpgradeError
@@ -33,7 +34,7 @@ class Arriving:
         (paths.STORE / JUMP_FILE).write_bytes(struct.pack("<Q", 4242))
         machine.file("/proc/cmdline", f"memmap=256M!4G seamless_upgrade.session={IDENTITY}")
         machine.file("/proc/sys/kernel/osrelease", session().kernel_to)
-        base = machine.root / pmem.NAMESPACES / "namespace0.0"
+        base = machine.root / NAMESPACES / "namespace0.0"
         (base / "block" / "pmem0").mkdir(parents=True)
         (base / "resource").write_text("0x100000000\n")
         (base / "size").write_text(f"{256 << 20}\n")
@@ -67,6 +68,15 @@ def test_a_session_that_came_across_is_believed(arriving: Arriving, programs: Pr
     assert arrived.device == arriving.device
     assert set(pmem.MODULES) <= {word for call in programs.calls("modprobe") for word in call}
     assert programs.calls("mount")[0][-2:] == [str(arriving.device), str(paths.STORE)]
+
+
+def test_a_range_that_is_mounted_already_is_read_once_more(
+    arriving: Arriving, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a restore process that died."""
+    monkeypatch.setattr("os.path.ismount", lambda path: path == paths.STORE)
+    assert arriving.open().session == session()
+    assert programs.calls("mount") == []
 
 
 @pytest.mark.parametrize("content", [bytes(8), b"", b"short"])

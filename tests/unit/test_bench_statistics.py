@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from upgrade.bench import statistics
 from upgrade.bench.model import Cell, Row
+from upgrade.report.model import Phase
 
 SECONDS = st.floats(0.001, 1e4)
 
@@ -37,6 +38,18 @@ def test_a_slope_finds_the_line(base: float, more: float, sizes: set[int]) -> No
 def test_one_size_has_no_slope() -> None:
     rows = [Row(64, 1, [Cell("copy", n, downtime_seconds=n) for n in (1, 2)])]
     assert statistics.slope(rows, "copy") is None
+
+
+def test_work_is_what_the_boot_does_not_take() -> None:
+    boot = [Phase(name, seconds) for name, seconds in zip(statistics.BOOT, (2.0, 4.0, 8.0), strict=True)]
+    phases = (Phase("dump", 0.5), *boot, Phase("restore", 1.5))
+    kept = Cell("copy", 1, downtime_seconds=16.0, phases=phases)
+    started = Cell("kexec", 1, downtime_seconds=20.0, phases=(Phase("stop", 1.0), *boot[:2]))
+    row = Row(64, 1, [kept, started, Cell("copy", 2, "broken", downtime_seconds=1.0, phases=phases)])
+    found = statistics.work(row, "copy")
+    assert found is not None
+    assert (found.median, found.count) == (2.0, 1)
+    assert statistics.work(row, "kexec") is None
 
 
 def test_failed_cells_do_not_count() -> None:

@@ -76,7 +76,7 @@ def test_pages_of_a_task_are_found_wherever_they_lie(
             for pfn in frames_of(child.pid, start, pages)
         )
         with Frames(physical.host, (span,), tmp_path / "frames") as frames:
-            assert frames.capture([container]) == {0: Kept(True, outside, ("pages-1.img",))}
+            assert frames.capture([container]) == {0: Kept(True, 825, 0, outside, ("pages-1.img",))}
             assert not frames.moved()
         found = physical.read_back(tmp_path / "frames", [span], scratch)
         assert found == {"0-pages-1.img": b"".join(contents_of(child.pid, *run) for run in runs)}
@@ -108,9 +108,11 @@ def test_frames_shared_by_fork_are_copied_once(physical: Physical, tmp_path: Pat
         write_pagemap(container.directory, str(os.getpid()), 1, [(address, PAGES)])
         write_pagemap(container.directory, str(child.pid), 2, [(address, PAGES)])
         with Frames(physical.host, (span,), tmp_path / "frames") as frames:
-            frames.capture([container])
+            kept = frames.capture([container])[0]
             assert frames.made is not None
             assert len(frames.made.copies.blocks) == len(outside)
+        assert kept.pages == 2 * PAGES
+        assert kept.shared == sum(a == b for a, b in zip(ours, theirs, strict=True))
         found = physical.read_back(tmp_path / "frames", [span], scratch)
         assert found["0-pages-1.img"] == contents_of("self", address, PAGES)
         assert found["0-pages-2.img"] == contents_of(child.pid, address, PAGES)
@@ -201,7 +203,7 @@ def test_several_ranges_are_one_device(physical: Physical, tmp_path: Path, scrat
             with Frames(physical.host, order, tmp_path / "frames") as frames:
                 (container.directory / "pages-1.img").unlink(missing_ok=True)
                 (container.directory / "pages-1.img").symlink_to("/dev/null")
-                assert frames.capture([container])[0] == Kept(True, 0, ("pages-1.img",))
+                assert frames.capture([container])[0] == Kept(True, 8 * PAGES, 0, 0, ("pages-1.img",))
             found = physical.read_back(tmp_path / "frames", order, scratch)
             assert found == {"0-pages-1.img": contents_of(child.pid, address, 8 * PAGES)}
 
@@ -227,7 +229,7 @@ def test_a_container_outside_of_the_range_is_copied(
         with Frames(physical.host, (span,), tmp_path / "frames") as frames:
             frames.gap_bytes = 10 * PAGE  # no room for it
             assert frames.capture([good, bad]) == {
-                0: Kept(True, 0, ("pages-1.img",)),
+                0: Kept(True, len(pages), 0, 0, ("pages-1.img",)),
                 1: Kept(in_place=False),
             }
             assert not frames.moved()

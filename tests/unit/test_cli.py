@@ -165,8 +165,7 @@ def test_the_version_and_the_help_of_all(call: Call) -> None:
         assert f" {int(status)} " in shown
     for verb in VERBS:
         assert verb in shown
-    for hidden in ("execute", "recover"):
-        assert hidden not in shown
+    assert "execute" not in shown
 
 
 WRONG = [
@@ -663,6 +662,21 @@ def test_what_goes_on(
     assert call("status", "--json").json["state"] == state
 
 
+def test_what_the_page_server_still_brings_is_shown(call: Call, machine: Machine, programs: Programs) -> None:
+    """However long it takes: until then the ranges are not memory again."""
+    machine.file("/proc/cmdline", "seamless_upgrade.session=one")
+    store.save(paths.REPORTS, report("one", Outcome.UPGRADED))
+    told = {"name": "/a", "total_bytes": 300 << 20, "done_bytes": 100 << 20, "faults": 1, "finished_at": None}
+    progress = paths.PAGES.with_name("pages-progress.json")
+    progress.write_text(json.dumps({"containers": [{**told, "error": "slow"}]}))
+    assert call("status", "--json").json["memory"] == []
+    machine.file(str(paths.PAGES), "{}")
+    units(programs, **{"seamless-upgrade-restore": "active"})
+    answer = call("status", "--json").json
+    assert (answer["state"], answer["memory"]) == ("restoring", [{**told, "error": "slow"}])
+    assert "serves /a: 100 of 300 MiB of its memory are back; slow" in call("status").out
+
+
 def test_waiting_for_a_restore_that_failed_is_no_success(
     call: Call, machine: Machine, programs: Programs
 ) -> None:
@@ -742,7 +756,7 @@ def test_the_unit_tells_how_it_ended(
 
 def killed_run(machine: Machine) -> None:
     """Leave what a run leaves that was killed early."""
-    machine.file("/proc/self/cgroup", "0::/nobody/is/in/it")
+    machine.file("/proc/self/cgroup", "0::/system.slice/seamless-upgrade.service")
     Request("/boot/vmlinuz").save(paths.REQUEST)
 
 
@@ -779,6 +793,56 @@ def test_what_could_not_be_undone_is_told_and_not_denied(call: Call, machine: Ma
     assert answer.status == ExitStatus.FAILED
     assert "could not undo remove_file" in answer.err
     assert "everything was undone" not in paths.OUTCOME.read_text()
+
+
+def test_what_could_not_be_undone_is_tried_again_and_keeps_others_away(
+    call: Call, machine: Machine, programs: Programs
+) -> None:
+    killed_run(machine)
+    (machine.root / "busy").mkdir()
+    Undo(machine.host, paths.UNDO).push("remove_file", path="/busy")
+    Undo(machine.host, paths.UNDO).push("remove_file", path="/there")
+    assert call("recover").status == ExitStatus.FAILED
+    machine.file("/proc/self/cgroup", "0::/user.slice/session-1.scope")  # now by hand
+    answer = call("recover", "--json")
+    assert answer.status == ExitStatus.FAILED
+    assert "could not undo remove_file" in answer.json["error"]["message"]
+    assert "recover" in answer.json["error"]["hint"]
+    (machine.root / "busy").rmdir()
+    answer = call("recover", "--json")
+    assert (answer.status, answer.json["undone"]) == (ExitStatus.DONE, ["remove_file"])
+    assert not paths.UNDO.exists()
+    assert "nothing to undo" in call("recover").out
+
+
+def test_nobody_undoes_a_run_that_goes_on(call: Call, machine: Machine, programs: Programs) -> None:
+    machine.file("/proc/self/cgroup", "0::/user.slice/session-1.scope")
+    there = machine.file("/there", "x")
+    Undo(machine.host, paths.UNDO).push("remove_file", path="/there")
+    units(programs, **{"seamless-upgrade": "active"})
+    assert call("recover").status == ExitStatus.REFUSED
+    assert there.exists()
+
+
+def test_an_error_says_what_was_not_undone(
+    call: Call, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Left(Broken):
+        def run(self) -> None:
+            Undo(machine.host, paths.UNDO).push("thaw", cgroups=["/a"])
+            raise UpgradeError("a page moved", hint="try again")
+
+    monkeypatch.setattr(execute, "Transaction", Left)
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    Request("/boot/vmlinuz").save(paths.REQUEST)
+    try:
+        call("execute")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    told = json.loads(paths.OUTCOME.read_text())["error"]
+    assert told["message"] == "a page moved; not undone at the first try: thaw"
+    assert told["hint"].startswith("try again; seamless-upgrade recover")
 
 
 def command(*words: str, **options: Any) -> subprocess.Popen[bytes]:

@@ -15,7 +15,6 @@ from builders.session import container, dumped, session
 
 from upgrade import paths
 from upgrade.engines.base import Container
-from upgrade.errors import UpgradeError
 from upgrade.restore import ondemand
 from upgrade.restore.ondemand import Memory, PageService
 from upgrade.restore.restorer import work_directory
@@ -69,7 +68,7 @@ def test_memory_comes_from_the_server(host: Machine, programs: Programs) -> None
         assert manager.ended.wait(20)
     assert set(found) == {"/c0", "/c1"}
     assert all(memory.error is None and memory.complete_ns for memory in found.values())
-    pages.end()
+    pages.end(said.append)
     assert not paths.PAGES.exists()
     assert pages.problems == said == []
 
@@ -90,9 +89,30 @@ def test_what_cannot_be_restored_on_demand_is_not(
     assert not paths.PAGES.exists()
     assert not pages.serves(one)
     assert pages.wait() == {}
-    pages.end()
+    pages.end(said.append)
     assert programs.calls() == []
     assert len(said) == (mode == "lazy")
+
+
+@pytest.mark.parametrize(
+    ("mode", "mib", "shared_mib", "expected"),
+    [
+        ("auto", 127, 0, False),  # read faster than a server starts
+        ("auto", 128, 0, True),
+        ("auto", 1024, 64, True),
+        ("auto", 1024, 65, False),  # would take so much more memory
+        ("lazy", 1, 1, True),
+        ("eager", 1024, 0, False),
+    ],
+)
+def test_who_is_restored_on_demand(
+    host: Machine, mode: str, mib: int, shared_mib: int, expected: bool
+) -> None:
+    one = replace(kept(0), pages=mib << 8, shared_pages=shared_mib << 8)
+    pages, said = service(host, one, restore=mode)
+    pages.start()
+    assert paths.PAGES.exists() is expected
+    assert said == []
 
 
 def test_without_userfaultfd_nothing_is(host: Machine) -> None:
@@ -157,27 +177,50 @@ def test_a_server_that_comes_too_late_is_sent_away(
 ) -> None:
     monkeypatch.setattr(ondemand, "READY_S", 0.01)
     one = kept(0)
-    pages, _ = service(host, one)
+    pages, said = service(host, one)
     pages.start()
     assert not pages.serves(one)
     monkeypatch.setattr(ondemand, "POLL_S", 0.01)
     with Manager(paths.PAGES) as manager:
         pid = manager.process.pid
         programs.add("systemctl", f"kill -0 {pid} 2>/dev/null && echo active || echo inactive")
-        pages.end()
+        pages.end(said.append)
         assert manager.ended.wait(5)
 
 
-def test_a_server_that_does_not_end_keeps_its_frames(
+def test_a_server_that_does_not_end_keeps_its_frames_until_it_does(
     host: Machine, programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     programs.add("systemctl", "echo active")
-    monkeypatch.setattr(ondemand, "END_S", 0.02)
+    monkeypatch.setattr(ondemand, "END_S", -1.0)
     pages, _ = service(host, kept(0))
     pages.start()
-    with pytest.raises(UpgradeError, match="does not end"):
-        pages.end()
-    assert paths.PAGES.exists()
+    told: list[str] = []
+    polls: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        polls.append(seconds)
+        if len(polls) == 3:
+            programs.add("systemctl", "echo inactive")
+        assert paths.PAGES.exists()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    pages.end(told.append)
+    assert len(told) == 1
+    assert "does not end" in told[0]
+    assert polls == [ondemand.LATE_POLL_S] * 3
+    assert not paths.PAGES.exists()
+
+
+def test_a_server_that_nobody_can_ask_for_keeps_its_frames(
+    host: Machine, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages, _ = service(host, kept(0))
+    pages.start()
+    (programs.directory / "systemctl").unlink()
+    monkeypatch.setattr("time.sleep", lambda _seconds: programs.add("systemctl", "echo inactive"))
+    pages.end(lambda _text: None)
+    assert programs.calls("systemctl")  # it was asked once more
 
 
 def test_memory_that_does_not_come_is_an_error(host: Machine) -> None:
@@ -210,3 +253,32 @@ def test_a_server_that_says_nothing_is_an_error(host: Machine) -> None:
     pages.start()
     (memory,) = pages.wait().values()
     assert "not said anything" in str(memory.error)
+
+
+def test_another_process_waits_for_what_the_server_still_brings(host: Machine, programs: Programs) -> None:
+    """A restore process has died: the first container is back, nobody has begun with the second one."""
+    first, second = kept(0), kept(1)
+    service(host, first, second)[0].start()
+    with Manager(paths.PAGES) as manager:
+        before, _ = service(host, first, second)
+        assert before.serves(first)
+        task = start_task(work_directory(first), PID, "scattered", maps=MAPS, runs=RUNS)
+        pages, said = service(host, first, second)
+        pages.resume({first.directory})
+        assert not pages.serves(second)
+        assert set(pages.wait()) == {"/c0"}
+        assert result(task) == "right"
+        assert manager.ended.wait(20)  # nobody will come for the second one
+    pages.end(said.append)
+    assert not paths.PAGES.exists()
+    assert said == pages.problems == []
+
+
+def test_without_a_server_another_process_waits_for_nobody(host: Machine, programs: Programs) -> None:
+    one = kept(0)
+    pages, said = service(host, one)
+    pages.resume({one.directory})
+    assert not pages.serves(one)
+    assert pages.wait() == {}
+    pages.end(said.append)
+    assert (programs.calls(), said) == ([], [])

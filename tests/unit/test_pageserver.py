@@ -16,6 +16,7 @@ import pytest
 from builders.lazy import Manager, result, start_task, write_dump
 
 from upgrade import userfaultfd
+from upgrade.restore import ondemand, pageserver
 from upgrade.restore.journal import Journal
 from upgrade.restore.lazy import Layout
 from upgrade.restore.lazytask import Gate, Task
@@ -105,6 +106,24 @@ def test_a_page_that_nobody_asks_for_comes_too(tmp_path: Path) -> None:
         assert manager.ended.wait(20)
         assert progress(path)[0]["faults"] == 0
         assert result(task, "\n") == "right"
+
+
+@pytest.mark.parametrize("how", ["told", "late"])
+def test_the_background_waits_until_the_container_answers(tmp_path: Path, how: str) -> None:
+    """Before that the processors are needed to bring it back."""
+    server = pageserver.Server(description(tmp_path, "a"))
+    (container,) = server.containers
+    container.work.mkdir(parents=True, exist_ok=True)
+    assert not server._waiting()
+    server._restored(container)
+    assert server._waiting()
+    assert not container.answers
+    if how == "told":
+        (container.work / ondemand.ANSWERS).touch()
+    else:
+        container.restored_ns -= pageserver.GRACE_NS
+    assert not server._waiting()
+    assert container.answers
 
 
 def test_several_tasks_of_several_containers(tmp_path: Path) -> None:

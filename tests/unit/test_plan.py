@@ -15,7 +15,7 @@ from builders.programs import Programs
 from builders.vdso import VdsoBuilder
 
 from memfs.ranges import Range
-from upgrade import budget, plan
+from upgrade import budget, paths, plan
 from upgrade.config import Config
 from upgrade.engines.base import Container
 from upgrade.errors import DependencyMissing, ExitStatus, Refusal, UpgradeError, UsageError
@@ -255,3 +255,67 @@ def test_low_process_ids_of_the_host_are_warned_of(scene: Scene) -> None:
 def test_a_kernel_that_is_loaded_already_is_warned_of(scene: Scene) -> None:
     scene.machine.file("/sys/kernel/kexec_loaded", "1")
     assert "already loaded" in scene.make().warnings[0]
+
+
+def test_what_is_not_undone_yet_is_refused(scene: Scene) -> None:
+    scene.machine.file(str(paths.UNDO), "")
+    assert scene.make()
+    action = json.dumps({"action": "thaw", "arguments": {"cgroups": ["/a"]}})
+    scene.machine.file(str(paths.UNDO), action)
+    error = scene.refused()
+    assert "thaw" in error.message
+    assert "recover" in str(error.hint)
+
+
+@pytest.fixture
+def frames(scene: Scene, programs: Programs) -> Scene:
+    """Return a host with a second range, of which 128 MiB are online."""
+    for program in plan.FRAMES_PROGRAMS:
+        programs.add(program)
+    scene.machine.file("/proc/cmdline", "root=/dev/vda1 memmap=256M!4G,256M!8G")
+    scene.machine.file("/sys/devices/system/memory/block_size_bytes", "8000000")
+    for block, state in ((64, "offline"), (65, "online")):
+        scene.machine.file(f"/sys/devices/system/memory/memory{block}/state", state)
+        scene.machine.file(f"/sys/devices/system/memory/memory{block}/phys_index", f"{block:08x}")
+    scene.machine.file("/proc/meminfo", f"MemTotal: {1 << 20} kB\nMemAvailable: {1 << 19} kB")
+    return scene
+
+
+FRAMES = Range(8 << 30, 256 * MIB)
+
+
+def test_frames_stay_where_there_is_room_for_them(frames: Scene) -> None:
+    frames.workload("/workload/large", 600, 100 * MIB)
+    found = frames.make(cgroups=("/workload/large",))
+    assert (found.frames, found.warnings) == ((FRAMES,), ())
+
+
+def test_where_there_is_none_pages_are_copied_and_that_is_said(frames: Scene, programs: Programs) -> None:
+    frames.workload("/workload/large", 600, 150 * MIB)
+    (programs.directory / plan.FRAMES_PROGRAMS[0]).unlink()  # not needed to copy
+    found = frames.make(cgroups=("/workload/large",))
+    assert found.frames == ()
+    (warning,) = found.warnings
+    assert "150 MiB" in warning
+    assert "copied to memmap=256M!4G" in warning
+
+
+def test_who_wants_them_in_place_is_refused(frames: Scene) -> None:
+    frames.workload("/workload/large", 600, 150 * MIB)
+    error = frames.refused(cgroups=("/workload/large",), pages="in-place")
+    assert (error.subject, error.status) == ("memmap=256M!8G", ExitStatus.REFUSED)
+    assert "the ranges for frames hold 128 MiB" in error.message
+
+
+def test_copies_that_do_not_fit_either_are_refused(frames: Scene) -> None:
+    frames.workload("/workload/large", 600, 250 * MIB)
+    error = frames.refused(cgroups=("/workload/large",))
+    assert error.subject == "memmap=256M!8G"
+    assert "the ranges for frames hold 128 MiB" in error.message
+
+
+def test_copies_need_memory_in_the_new_kernel_too(frames: Scene) -> None:
+    frames.workload("/workload/large", 600, 150 * MIB)
+    frames.machine.file("/proc/meminfo", f"MemTotal: {400 << 10} kB\nMemAvailable: {50 << 10} kB")
+    error = frames.refused(cgroups=("/workload/large",))
+    assert error.subject == "memory of the new kernel"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from memfs import pmem
+from memfs.namespace import NAMESPACES
 from memfs.ranges import Range
 
 GIB = 1 << 30
@@ -13,7 +14,7 @@ SPAN = Range(4 * GIB, GIB)
 
 
 def namespace(root: Path, number: int, span: Range, device: str | None, *, node: bool = True) -> None:
-    base = root / pmem.NAMESPACES / f"namespace{number}.0"
+    base = root / NAMESPACES / f"namespace{number}.0"
     base.mkdir(parents=True)
     (base / "resource").write_text(f"{span.start_bytes:#x}\n")
     (base / "size").write_text(f"{span.size_bytes}\n")
@@ -36,7 +37,7 @@ def test_nothing_is_found_before_it_is_whole(tmp_path: Path) -> None:
     assert pmem.find(SPAN, tmp_path) is None
     namespace(tmp_path, 0, SPAN, None)
     assert pmem.find(SPAN, tmp_path) is None
-    (tmp_path / pmem.NAMESPACES / "namespace0.0" / "block" / "pmem0").mkdir(parents=True)
+    (tmp_path / NAMESPACES / "namespace0.0" / "block" / "pmem0").mkdir(parents=True)
     assert pmem.find(SPAN, tmp_path) is None
     (tmp_path / "dev" / "pmem0").touch()
     assert pmem.find(SPAN, tmp_path) == tmp_path / "dev" / "pmem0"
@@ -45,8 +46,8 @@ def test_nothing_is_found_before_it_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("resource", "size"), [("", "1"), ("0x100000000", ""), ("none", "none")])
 def test_a_namespace_that_cannot_be_read_is_passed_over(tmp_path: Path, resource: str, size: str) -> None:
     namespace(tmp_path, 0, SPAN, "pmem0")
-    (tmp_path / pmem.NAMESPACES / "namespace0.0" / "resource").write_text(resource)
-    (tmp_path / pmem.NAMESPACES / "namespace0.0" / "size").write_text(size)
+    (tmp_path / NAMESPACES / "namespace0.0" / "resource").write_text(resource)
+    (tmp_path / NAMESPACES / "namespace0.0" / "size").write_text(size)
     namespace(tmp_path, 1, SPAN, "pmem1")
     assert pmem.find(SPAN, tmp_path) == tmp_path / "dev" / "pmem1"
 

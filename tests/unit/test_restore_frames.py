@@ -100,6 +100,17 @@ def test_frames_are_not_read_through_a_cache(nd: Nd, programs: Programs, record:
     assert len(programs.calls("mount")) == 1
 
 
+def test_frames_that_are_mounted_already_stay_so(
+    nd: Nd, programs: Programs, record: FrameRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a restore process that died."""
+    monkeypatch.setattr("os.path.ismount", lambda path: path == paths.FRAMES)
+    before = (nd.root / "dev/pmem0").read_bytes()
+    mount(Host(nd.root), record)
+    assert programs.calls() == []
+    assert (nd.root / "dev/pmem0").read_bytes() == before
+
+
 def test_ranges_are_held_back_from_being_dax_devices(nd: Nd) -> None:
     hold_back(Host(nd.root), (SPAN, Range(8 * GIB, GIB)))
     assert sysfs.read(nd.space / "force_raw") == "1"
@@ -134,6 +145,7 @@ def test_images_are_the_files_of_the_map_until_they_are_given_back(
         for name in container.frame_files:
             (paths.FRAMES / f"{number}-{name}").write_text(f"{number} {name}")
         show(number, container)
+        show(number, container)  # by a restore process that died, and by the next one
     host = Host(nd.root)
     for number, container in enumerate(containers):
         for name in container.frame_files:

@@ -15,11 +15,20 @@ from memfs import checksums
 from upgrade import paths
 from upgrade.clock import Clock
 from upgrade.engines.base import Container
+from upgrade.engines.cgroup import CgroupEngine
 from upgrade.restore import nudge
-from upgrade.restore.restorer import Restored, Restorer
+from upgrade.restore.ledger import Back, Begun, Ledger
+from upgrade.restore.restorer import MOST_STARTS, Restored, Restorer
 from upgrade.session import Dumped
 
 COMES_BACK = (["notify", "post-restore", 4711], ["answer", {"pid": 4711}])
+
+
+def taken() -> Ledger:
+    """Return the ledger of a process that begins."""
+    ledger = Ledger.take(paths.LEDGER, 100)
+    assert ledger is not None
+    return ledger
 
 
 class Scene:
@@ -33,6 +42,7 @@ class Scene:
         self.waited: list[str] = []
         self.nudged: list[Any] = []
         self.dumps: list[Dumped] = []
+        self.ledger = taken()
         criu.on("RESTORE", *COMES_BACK)
         programs.add("nft")
         programs.real("sh")
@@ -55,6 +65,7 @@ class Scene:
             self.machine.host,
             Clock(lambda: next(counter)),
             session(self.dumps, **members),
+            self.ledger,
             lambda: self.waited.append("network"),
             pages=pages,
         )
@@ -131,6 +142,10 @@ class Pages:
     def __init__(self, *names: str) -> None:
         self.names = names
         self.left: list[str] = []
+        self.told: list[str] = []
+
+    def answers(self, dumped: Dumped) -> None:
+        self.told.append(dumped.container.name)
 
     def serves(self, dumped: Dumped) -> bool:
         return dumped.container.name in self.names
@@ -148,7 +163,7 @@ def test_memory_comes_on_demand_where_the_server_serves(scene: Scene) -> None:
     (result,) = scene.bring_back(pages)
     assert (result.outcome, result.lazy) == ("restored", True)
     assert scene.criu.options("RESTORE").lazy_pages
-    assert pages.left == []
+    assert (pages.left, pages.told) == ([], ["/a"])
 
 
 @pytest.mark.parametrize("served", [True, False])
@@ -274,3 +289,85 @@ def test_a_restore_that_hangs_is_given_up(scene: Scene) -> None:
     (result,) = scene.bring_back(restore_timeout_seconds=0.2)
     assert result.outcome == "cold-started"
     assert "no answer within" in str(result.reason)
+
+
+def again(scene: Scene) -> None:
+    """Let the process die and another one begin."""
+    scene.ledger.close()
+    scene.ledger = taken()
+
+
+def test_each_step_is_in_the_ledger_before_it_is_taken(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[tuple[bool, bool]] = []
+
+    def look(_number: int) -> None:
+        known.append((0 in scene.ledger.may_run, 0 in scene.ledger.back))
+
+    monkeypatch.setattr("upgrade.netlock.unlock", look)
+    scene.add("/a")
+    (result,) = scene.bring_back()
+    assert known == [(True, False)]  # unlocked once CRIU says that it is restored, before its tasks run
+    again(scene)
+    assert scene.ledger.unsettled() == {}
+    assert scene.ledger.back[0] == Back("restored", None, result.running_at)
+
+
+def test_a_container_that_criu_has_in_its_hands_cannot_run_yet(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.criu.on("RESTORE", ["answer", {"success": False, "message": "no"}])
+    scene.add("/a")
+    seen: list[bool] = []
+
+    class Adapter(CgroupEngine):
+        def restore(self, *words: Any) -> int:
+            seen.append(0 in scene.ledger.begun and 0 not in scene.ledger.may_run)
+            return super().restore(*words)
+
+    monkeypatch.setattr("upgrade.restore.restorer.engine", lambda host, _name: Adapter(host))
+    (result,) = scene.bring_back()
+    assert seen == [True]
+    assert result.outcome == "cold-started"
+    assert 0 in scene.ledger.may_run  # its cold start must not be restored over
+
+
+def test_what_is_back_is_not_restored_a_second_time(scene: Scene) -> None:
+    scene.add("/a")
+    scene.add("/b")
+    scene.ledger.begin(0, Begun(True, 1.0, ()))
+    scene.ledger.end(0, Back("restored", None, 555, lazy=True))
+    again(scene)
+    first, second = scene.bring_back()
+    assert (first.outcome, first.running_at, first.lazy) == ("restored", 555, True)
+    assert (second.outcome, second.reason) == ("restored", None)
+    assert len([note for note in scene.criu.seen() if note.get("request") == "RESTORE"]) == 1
+    assert scene.flushed() == ["input-1", "output-1"]
+
+
+def test_what_two_processes_died_of_is_not_tried_by_a_third(scene: Scene) -> None:
+    scene.add("/a")
+    scene.ledger.begin(0, Begun(False, 1.0, ()))
+    again(scene)
+    again(scene)
+    (result,) = scene.bring_back()
+    assert result.outcome == "cold-started"
+    assert "died 2 times" in str(result.reason)
+    assert not any(note.get("request") == "RESTORE" for note in scene.criu.seen())
+
+
+def test_what_may_have_run_is_never_restored_again(scene: Scene) -> None:
+    """Even if nobody has settled what became of it."""
+    scene.add("/a")
+    scene.ledger.begin(0, Begun(False, 1.0, ()))
+    scene.ledger.let_run(0)
+    again(scene)
+    (result,) = scene.bring_back()
+    assert (result.outcome, scene.was_started("/a")) == ("cold-started", True)
+    assert not any(note.get("request") == "RESTORE" for note in scene.criu.seen())
+
+
+def test_the_last_start_is_the_last_that_systemd_makes() -> None:
+    unit = Path(paths.__file__).with_name("units") / paths.RESTORE_UNIT
+    settings = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line)
+    assert settings["StartLimitBurst"] == str(MOST_STARTS)
+    assert settings["Restart"] == "on-failure"

@@ -59,14 +59,14 @@ def arrived(record: Session) -> Arrival:
 
 
 def written(
-    machine: Machine, results: list[Restored], problems: tuple[str, ...] = ()
+    machine: Machine, results: list[Restored], problems: tuple[str, ...] = (), faults: tuple[str, ...] = ()
 ) -> tuple[int, dict[str, Any]]:
     """Write a report; return the exit status, and the report after it was held against the schema."""
     record = session([r.dumped for r in results])
     for result in results:
         (paths.STORE / result.dumped.directory).mkdir(exist_ok=True)
     clock = Clock(lambda: second(62))
-    status = summary.write(machine.host, clock, arrived(record), results, MOMENTS, problems)
+    status = summary.write(machine.host, clock, arrived(record), results, MOMENTS, problems, faults)
     data = json.loads((paths.REPORTS / f"{record.id}.json").read_text())
     VALIDATOR.validate(data)
     return status, data
@@ -242,15 +242,6 @@ def test_memory_that_did_not_come_degrades_the_upgrade(
     assert "/c0 runs, but" in text
 
 
-def test_what_goes_wrong_after_the_report_comes_into_it(
-    machine: Machine, here: Path, boot: dict[str, int]
-) -> None:
-    written(machine, [restored()])
-    assert summary.degrade(session(), "it does not end") == ExitStatus.DEGRADED
-    report = json.loads((paths.REPORTS / f"{session().id}.json").read_text())
-    assert (report["outcome"], report["reason"]) == ("degraded", "it does not end")
-
-
 def test_the_history_has_the_old_kernel_s_end_and_the_new_one_s_start(
     machine: Machine, here: Path, boot: dict[str, int]
 ) -> None:
@@ -284,3 +275,20 @@ def test_without_the_plan_either_it_is_degraded_and_on_record(
     assert status == ExitStatus.DEGRADED
     assert [r.event for r in history.read(paths.HISTORY)] == [history.Event.UPGRADE]
     assert "no container could be started" in capsys.readouterr().err
+
+
+def test_a_restore_that_died_makes_a_degraded_upgrade(
+    machine: Machine, here: Path, boot: dict[str, int]
+) -> None:
+    status, report = written(machine, [restored()], faults=("the restore process died",))
+    assert status == ExitStatus.DEGRADED
+    assert (report["outcome"], report["reason"]) == ("degraded", "the restore process died")
+    assert report["containers"][0]["outcome"] == "restored"
+
+
+def test_a_warning_comes_later(machine: Machine, here: Path, boot: dict[str, int]) -> None:
+    _, before = written(machine, [restored()], ("the first",))
+    summary.warn(session(), "the second")
+    after = json.loads((paths.REPORTS / f"{session().id}.json").read_text())
+    assert after["warnings"] == [*before["warnings"], "the second"]
+    assert {**after, "warnings": before["warnings"]} == before

@@ -3,15 +3,14 @@
 
 import json
 import os
-import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+from builders.disk import disk_full_after
 from builders.host import Machine
 from builders.programs import Programs
 from hypothesis import HealthCheck, given, settings
@@ -29,13 +28,14 @@ class Recorder:
         self.done: list[int] = []
         self.file: Path | None = None
         self.left: list[int] = []
+        self.broken = True
         monkeypatch.setattr(undo, "ACTIONS", {"act": self._act, "thaw": self._act})
 
     def _act(self, _host: Host, *, number: int, fails: bool = False) -> None:
         self.done.append(number)
         if self.file is not None:
             self.left.append(len(self.file.read_text().splitlines()))
-        if fails:
+        if fails and self.broken:
             raise OSError(5, "does not want to")
 
 
@@ -44,25 +44,14 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return Recorder(monkeypatch)
 
 
-@contextmanager
-def disk_full_after(size: int) -> Iterator[None]:
-    """Let no file grow beyond ``size`` bytes, as on a full ``/run``."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 @given(st.lists(st.booleans(), max_size=8))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_all_is_undone_in_reverse_whatever_fails(
     tmp_path: Path, recorder: Recorder, fails: list[bool]
 ) -> None:
     recorder.done.clear()
+    recorder.broken = True
+    (tmp_path / "undo").unlink(missing_ok=True)
     stack = Undo(Host(tmp_path), tmp_path / "undo")
     for number, failing in enumerate(fails):
         stack.push("act", number=number, fails=failing)
@@ -70,8 +59,14 @@ def test_all_is_undone_in_reverse_whatever_fails(
     assert recorder.done == list(reversed(range(len(fails))))
     assert len(problems) == sum(fails)
     assert all("could not undo act" in problem and "does not want to" in problem for problem in problems)
-    assert stack.unwind() == []
-    assert recorder.done == list(reversed(range(len(fails))))
+    assert len(stack.left()) == sum(fails)
+    recorder.done.clear()
+    assert stack.unwind() == problems  # tried once more, in the same order
+    recorder.broken = False
+    recorder.done.clear()
+    assert Undo(Host(tmp_path), stack.file).unwind() == []
+    assert recorder.done == [number for number, failing in reversed(list(enumerate(fails))) if failing]
+    assert not stack.file.exists()
 
 
 def test_another_process_undoes_what_is_left(tmp_path: Path, recorder: Recorder) -> None:
@@ -127,6 +122,17 @@ def test_some_can_be_undone_before_the_others(tmp_path: Path, recorder: Recorder
     assert recorder.done == [3, 1, 2, 0]
 
 
+def test_a_thaw_that_failed_is_tried_again_with_the_others(tmp_path: Path, recorder: Recorder) -> None:
+    stack = Undo(Host(tmp_path), tmp_path / "undo")
+    stack.push("act", number=0)
+    stack.push("thaw", number=1, fails=True)
+    assert len(stack.unwind(only={"thaw"})) == 1
+    recorder.broken = False
+    assert stack.unwind() == []
+    assert recorder.done == [1, 1, 0]
+    assert stack.left() == []
+
+
 def test_equal_entries_are_each_undone(tmp_path: Path, recorder: Recorder) -> None:
     stack = Undo(Host(tmp_path), tmp_path / "undo")
     for number in (1, 2, 1):
@@ -163,6 +169,7 @@ def test_an_action_of_another_version_keeps_nothing_from_being_undone(
         f.write(json.dumps({"action": "act", "arguments": {"what": 1}}) + "\n")
     assert len(stack.unwind()) == 2
     assert recorder.done == [1]
+    assert stack.left() == ["later", "act"]  # a program of that version can undo them
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
@@ -280,6 +287,7 @@ def test_every_action_survives_being_undone_when_nothing_was_done(
         "resume": {"units": []},
         "movers": {"before": {}},
         "blocks": {"spans": []},
+        "ordinary_blocks": {"paths": [str(tmp_path / "never")]},
         "swap_limits": {"limits": {}},
         "unswap": {"device": str(tmp_path / "never")},
         "remove_file": {"path": "/never"},

@@ -162,6 +162,7 @@ class Guests:
         *,
         store_mib: int = 1024,
         frames_mib: int = 0,
+        frames_ranges: int = 1,
         environment: Mapping[str, str] | None = None,
     ) -> Iterator[Guest]:
         """Boot a guest with some of the shipped workloads, which are started with some more environment."""
@@ -172,6 +173,7 @@ class Guests:
             kernel=self.pair[0],
             store_mib=store_mib,
             frames_mib=frames_mib,
+            frames_ranges=frames_ranges,
             seed={**seed.code(), **{f"/workloads/{each.name}": each.directory for each in workloads}},
         )
         with Machine.boot(spec, self.cache) as machine:

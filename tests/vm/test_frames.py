@@ -2,6 +2,7 @@
 """Page frames stay in place: to and fro in one machine, each time under conditions that move or swap pages."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,9 +77,15 @@ def held(guest: Guest) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-@pytest.mark.parametrize("number", range(len(CONDITIONS)), ids=[c.name for c in CONDITIONS])
+# more for a longer look: SEAMLESS_UPGRADE_ROUNDS=10
+ROUNDS = int(os.environ.get("SEAMLESS_UPGRADE_ROUNDS", len(CONDITIONS)))
+
+
+@pytest.mark.parametrize(
+    "number", range(ROUNDS), ids=[f"{n + 1}: {CONDITIONS[n % len(CONDITIONS)].name}" for n in range(ROUNDS)]
+)
 def test_there_and_back(guest: Guest, number: int) -> None:
-    guest.shell(CONDITIONS[number].script)
+    guest.shell(CONDITIONS[number % len(CONDITIONS)].script)
     target = guest.kernels[1 - number % 2].release
     rounds, pid = held(guest)
     guest.jump(target, "--pages", "in-place", *ALL)
@@ -100,6 +107,9 @@ def test_there_and_back(guest: Guest, number: int) -> None:
     frames = guest.command("status", "--json").json["frames"]
     assert [span["online_bytes"] >> 20 for span in frames] == [1024]
     assert guest.shell("grep -e erofs -e pmem /proc/mounts || true") == ""
+    copied = sum(each["pages_copied"] for each in report["containers"])
+    total = sum(each["pages_total"] for each in report["containers"])
+    print(f"{copied} of {total} pages copied; {report['gathering']}")
     # what one task alone has stays; what fork shares may have to be copied
     redis = next(c for c in report["containers"] if c["name"] == "/workload/redis")
     assert redis["pages_copied"] <= 0.005 * redis["pages_total"] + 16, redis

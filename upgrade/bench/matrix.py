@@ -4,9 +4,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from upgrade.errors import UsageError
+from upgrade.host import Host
 
 PAGE_MARGIN_MIB = 64
 SYSTEM_MIB = 2048  # what the guest itself needs; less would not fill what QEMU puts below 4 GiB
@@ -158,9 +158,6 @@ def quick() -> Matrix:
     return Matrix(memory_mib=(64,), containers=(1,), rounds=1)
 
 
-def host_mib(meminfo: Path = Path("/proc/meminfo")) -> int:
+def host_mib() -> int:
     """Return how much memory this host has available."""
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) // 1024
-    return 0
+    return Host().memory()["MemAvailable"] >> 20

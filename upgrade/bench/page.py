@@ -114,12 +114,20 @@ def slopes(result: Result, modes: list[str]) -> Iterator[tuple[str, list[tuple[s
     """Yield what no memory and a GiB more cost, for each number of containers."""
     for count in statistics.counts(result):
         rows = statistics.rows_of(result, count)
-        found = [(BY_NAME[mode].title, line) for mode in modes if (line := statistics.slope(rows, mode))]
-        if found:
-            yield (
-                containers(count),
-                [(title, f"{line.seconds:.2f} s", f"{line.seconds_per_gib:+.2f} s") for title, line in found],
-            )
+        for title, figure in table.FIGURES:
+            found = [
+                (BY_NAME[mode].title, line)
+                for mode in modes
+                if (line := statistics.slope(rows, mode, figure))
+            ]
+            if found:
+                yield (
+                    f"{title}, {containers(count)}",
+                    [
+                        (name, f"{line.seconds:.2f} s", f"{line.seconds_per_gib:+.2f} s")
+                        for name, line in found
+                    ],
+                )
 
 
 def phase_table(row: Row, modes: list[str]) -> list[tuple[str, list[tuple[str, str]]]]:

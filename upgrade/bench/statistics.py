@@ -2,13 +2,15 @@
 """Medians, spreads and slopes."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from upgrade.bench.model import Result, Row
 from upgrade.report.model import Phase
 
 MIB_PER_GIB = 1024
+# What a change of kernel takes, whatever becomes of the containers. Their length depends on the disk.
+BOOT = ("jump", "kernel boot to first userspace", "userspace to restore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,24 @@ def downtime(row: Row, mode: str) -> Spread | None:
     return spread(c.downtime_seconds for c in cells) or spread(c.outside_seconds for c in cells)
 
 
-def slope(rows: Sequence[Row], mode: str) -> Slope | None:
+def work(row: Row, mode: str) -> Spread | None:
+    """Return what a mode adds to the boot: its downtime without the phases of the boot.
+
+    None for modes that start containers afresh.
+    """
+    found = []
+    for cell in row.of(mode):
+        seconds = {phase.name: phase.seconds for phase in cell.phases}
+        if cell.downtime_seconds is not None and all(name in seconds for name in BOOT):
+            found.append(cell.downtime_seconds - sum(seconds[name] for name in BOOT))
+    return spread(found)
+
+
+def slope(
+    rows: Sequence[Row], mode: str, figure: Callable[[Row, str], Spread | None] = downtime
+) -> Slope | None:
     """Return the line through the medians of rows of different memory, by least squares."""
-    points = [(row.total_mib, found.median) for row in rows if (found := downtime(row, mode))]
+    points = [(row.total_mib, found.median) for row in rows if (found := figure(row, mode))]
     if len({mib for mib, _ in points}) < 2:
         return None
     line = statistics.linear_regression(*zip(*points, strict=True))

@@ -10,6 +10,8 @@ from upgrade.bench.statistics import Spread
 
 COLUMNS = ("mode", "downtime", "spread", "outside", "copied", "extra memory", "rounds")
 NONE = "-"
+# What lines are drawn through
+FIGURES = (("downtime", statistics.downtime), ("downtime without jump and boot", statistics.work))
 
 
 def render(result: Result) -> str:
@@ -79,14 +81,15 @@ def extra_of(cell: Cell) -> float | None:
 def slopes(result: Result, count: int) -> Iterator[str]:
     """Yield what a GiB more costs."""
     rows = statistics.rows_of(result, count)
-    found = [(mode, line) for mode in result.modes if (line := statistics.slope(rows, mode))]
-    if found:
-        yield ""
-        yield f"downtime against memory, {count} container{'s' if count > 1 else ''}"
-        yield from (
-            f"  {BY_NAME[mode].title}: {line.seconds:.2f} s + {line.seconds_per_gib:.2f} s/GiB"
-            for mode, line in found
-        )
+    for title, figure in FIGURES:
+        lines = [(mode, line) for mode in result.modes if (line := statistics.slope(rows, mode, figure))]
+        if lines:
+            yield ""
+            yield f"{title} against memory, {count} container{'s' if count > 1 else ''}"
+            yield from (
+                f"  {BY_NAME[mode].title}: {line.seconds:.2f} s + {line.seconds_per_gib:.2f} s/GiB"
+                for mode, line in lines
+            )
 
 
 def seconds(value: float) -> str:

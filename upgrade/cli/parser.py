@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from upgrade import VERSION
 
 # For users; those that only units call are not listed.
-VERBS = ("check", "run", "restore", "status", "report", "history", "abort", "rehearse", "bench")
+VERBS = ("check", "run", "restore", "status", "report", "history", "abort", "recover", "rehearse", "bench")
 
 _EXIT_STATUSES = """exit status:
   0 done or nothing to do      1 failed, host unchanged or rolled back
@@ -75,7 +75,7 @@ def _parser() -> Parser:
     _verb(verbs, "execute", "carry out the request (called by the unit)")
     _verb(verbs, "frames", "bring the frames ranges online (called by the unit)")
     _verb(verbs, "pages", "bring the restored containers' memory (called by the unit)")
-    _verb(verbs, "recover", "undo what a killed run left (called by the unit)")
+    _verb(verbs, "recover", "undo what is left of an upgrade that did not jump")
     _rehearse_options(_verb(verbs, "rehearse", "try an upgrade in a virtual machine"))
     _bench_options(_verb(verbs, "bench", "compare ways to replace a kernel, in virtual machines"))
     return top

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from upgrade import paths, ranges
 from upgrade.cli import SCHEMA_VERSION, answer, outcome, say
@@ -17,6 +17,7 @@ from upgrade.kexec.cmdline import session_of
 from upgrade.process import run
 from upgrade.report import store
 from upgrade.report.model import Outcome, Report
+from upgrade.restore import ondemand
 
 if TYPE_CHECKING:
     from upgrade.dump.gathering import Residence
@@ -47,11 +48,12 @@ def main(options: argparse.Namespace) -> int:
             "state": state,
             "frames": [ranges.describe(host, span) for span in ranges.for_frames(host)],
             "residence": [each.to_json() for each in _residences(host, report)],
+            "memory": _serving(host),
             "last": last,
         }
         answer(json.dumps(data, indent=2))
     else:
-        answer("\n".join(_render(state, host, report) + _memory(host, report)))
+        answer("\n".join(_render(state, host, report) + _coming(host) + _memory(host, report)))
     return _ended_with(host, report) if options.wait else ExitStatus.DONE
 
 
@@ -109,6 +111,20 @@ def _residences(host: Host, report: Report | None) -> "list[Residence]":
     except (OSError, UpgradeError) as e:  # ENOTTY: no PAGEMAP_SCAN before Linux 6.7
         say(f"seamless-upgrade: it is not known where memory lies: {e}")
         return []
+
+
+def _serving(host: Host) -> list[dict[str, Any]]:
+    """Return what the page server has told, while there is one: how much of whose memory has come."""
+    return list(ondemand.progress().values()) if host.exists(os.fspath(paths.PAGES)) else []
+
+
+def _coming(host: Host) -> list[str]:
+    lines = []
+    for each in _serving(host):
+        text = f"{each['done_bytes'] >> 20} of {each['total_bytes'] >> 20} MiB of its memory are back"
+        error = f"; {each['error']}" if each["error"] else ""
+        lines.append(f"the page server serves {each['name']}: {text}{error}")
+    return lines
 
 
 def _memory(host: Host, report: Report | None) -> list[str]:

@@ -52,10 +52,13 @@ class Stopped:
 class Kept:
     """How a container's pages go across.
 
-    Of those in place ``stragglers`` had to be copied; ``files`` are its images that are in the frame map.
+    Of those in place ``pages`` are in the frame map, ``shared`` of them are there already for another process, and
+    ``stragglers`` had to be copied; ``files`` are its images that are in the map.
     """
 
     in_place: bool = True
+    pages: int = 0
+    shared: int = 0
     stragglers: int = 0
     files: tuple[str, ...] = ()
 
@@ -159,22 +162,34 @@ class Frames:
             self._open(container)
         while True:
             found = self._look()
-            outside = self._outside(found)
             try:
-                self._write(found)
+                made = self._write(found)
                 break
             except (GapFull, prefix.GapTooSmall) as e:
                 if not self.files:
                     raise UpgradeError(str(e), subject=str(self.target)) from e
-                weight = outside if isinstance(e, GapFull) else self._pages()
+                weight = self._outside(found) if isinstance(e, GapFull) else self._pages()
                 worst = max(stopped, key=lambda c: weight.get(c.number, -1))
                 self._copy(worst)
                 kept[worst.number] = Kept(in_place=False)
         self._clean_up(stopped)
-        for number, pages in outside.items():
-            names = tuple(f.image for f in self.files if f.container.number == number)
-            kept[number] = Kept(stragglers=pages, files=names)
-        return kept
+        return kept | {number: self._kept(number, made) for number in self._pages()}
+
+    def _kept(self, number: int, made: FrameMap) -> Kept:
+        """Return how a container in the map goes across."""
+        files, images = zip(
+            *((f, i) for f, i in zip(self.files, made.images, strict=True) if f.container.number == number),
+            strict=True,
+        )
+        pages = sum(f.pages for f in files)
+        different = pages
+        if len(files) > 1:
+            blocks = np.zeros(max(int(i.blocks.max()) for i in images) + 1, np.bool_)
+            for image in images:
+                blocks[image.blocks] = True
+            different = int(np.count_nonzero(blocks))
+        stragglers = sum(len(i.stragglers) for i in images)
+        return Kept(True, pages, pages - different, stragglers, tuple(f.image for f in files))
 
     def sample(self, target: Path, *, everything: bool) -> None:
         """Write digests of what lies in the frames to the file ``target``."""
@@ -225,7 +240,7 @@ class Frames:
             count[file.container.number] = count.get(file.container.number, 0) + file.pages
         return count
 
-    def _write(self, found: Sequence[Pfns]) -> None:
+    def _write(self, found: Sequence[Pfns]) -> FrameMap:
         """Build the map and write it, with the stragglers' contents."""
         planned = prefix.layout(
             [erofs.File(f.name, f.size_bytes) for f in self.files],
@@ -254,6 +269,7 @@ class Frames:
             if spill is None:
                 self._copy_stragglers(made.copies, lambda block, count: [out.pages(block, count)])
         self.made, self.spill = made, spill
+        return made
 
     def _spill(self, found: Sequence[Pfns], needed: int) -> tuple[FrameMap, Spill]:
         """Build the map with stragglers that are copied into memory of ours, where that lies in the ranges.

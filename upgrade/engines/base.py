@@ -42,6 +42,8 @@ class Engine(Protocol):
     """One kind of container."""
 
     name: str
+    holds: bool
+    """Its restore calls ``unlock`` before a task runs; otherwise they may run as soon as it has begun."""
 
     def available(self) -> list[Container]:
         """Return every container of this engine that runs now."""
@@ -68,7 +70,15 @@ class Engine(Protocol):
         ...
 
     def clean_up(self, container: Container) -> None:
-        """Remove what a failed restore may have left behind."""
+        """Remove what a failed restore may have left behind; its tasks are killed, but may take a moment to end."""
+        ...
+
+    def runs(self, container: Container) -> bool:
+        """Tell whether a container that was restored is there."""
+        ...
+
+    def helpers(self, container: Container) -> tuple[str, ...]:
+        """Return the cgroups in which the restore of a container works, if it is not in ours."""
         ...
 
 

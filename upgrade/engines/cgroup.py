@@ -21,6 +21,7 @@ class CgroupEngine:
     """Preserves the one task tree in a cgroup."""
 
     name = "cgroup"
+    holds = True
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -143,6 +144,12 @@ class CgroupEngine:
 
     def clean_up(self, container: Container) -> None:
         """End what a failed restore left in the cgroup."""
-        kill = cgroup.path(container.cgroup, "cgroup.kill")
-        if self.host.exists(kill):
-            self.host.write(kill, "1")
+        cgroup.kill(self.host, container.cgroup)
+
+    def runs(self, container: Container) -> bool:
+        """Look for its tasks."""
+        return bool(cgroup.pids(self.host, container.cgroup))
+
+    def helpers(self, _container: Container) -> tuple[str, ...]:
+        """Return none: CRIU is our own child."""
+        return ()

@@ -29,6 +29,7 @@ class RuncEngine:
     """Preserves containers that runc started."""
 
     name = "runc"
+    holds = False
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -178,6 +179,24 @@ class RuncEngine:
     def clean_up(self, container: Container) -> None:
         """Make runc forget what a failed restore left."""
         run(["runc", "delete", "--force", container.name], check=False)
+        cgroup.kill(self.host, container.cgroup)  # a runc that was killed early is not known to runc
+
+    def runs(self, container: Container) -> bool:
+        """Ask runc's state."""
+        try:
+            return self._runs(self._read(container.name))
+        except (OSError, Refusal):
+            return False
+
+    def helpers(self, container: Container) -> tuple[str, ...]:
+        """Return where runc is put so that a cgroup of its own choice is outside of our unit."""
+        return (self._place(container),) if self._is_beside(container) else ()
+
+    def _is_beside(self, container: Container) -> bool:
+        return not container.data["own_cgroups_path"].startswith("/")
+
+    def _place(self, container: Container) -> str:
+        return f"{os.path.dirname(container.cgroup).rstrip('/')}/seamless-upgrade"
 
     def _beside(self, container: Container) -> list[str]:
         """Return a prefix that runs runc beside the container's cgroup.
@@ -185,11 +204,11 @@ class RuncEngine:
         A bundle without an absolute ``cgroupsPath`` gets its cgroup beside runc's own (libcontainer
         cgroups/fs2/defaultpath.go); in a unit of systemd that would be inside the unit, and end with it.
         """
-        if container.data["own_cgroups_path"].startswith("/"):
+        if not self._is_beside(container):
             return []
-        beside = Path(cgroup.path(os.path.dirname(container.cgroup), "seamless-upgrade"))
-        self.host.path(os.fspath(beside)).mkdir(parents=True, exist_ok=True)
-        return ["sh", "-c", 'echo $$ > "$1" && shift && exec "$@"', "sh", os.fspath(beside / "cgroup.procs")]
+        beside = self._place(container)
+        self.host.path(cgroup.path(beside)).mkdir(parents=True, exist_ok=True)
+        return ["sh", "-c", 'echo $$ > "$1" && shift && exec "$@"', "sh", cgroup.path(beside, "cgroup.procs")]
 
 
 def _inside(destination: str, rootfs: str) -> str:

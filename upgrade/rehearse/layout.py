@@ -44,12 +44,16 @@ class Layout:
     ordinary_mib: int
     store_mib: int = 0
     frames_mib: int = 0
+    frames_ranges: int = 1
+    """Into so many ranges ``frames_mib`` is divided, as on a machine with several NUMA nodes."""
 
     def __post_init__(self) -> None:
         if self.ordinary_mib < 512 or min(self.store_mib, self.frames_mib) < 0:
             raise UsageError(
                 "a guest needs at least 512 MiB of ordinary memory", subject=f"{self.ordinary_mib} MiB"
             )
+        if self.frames_ranges < 1 or self.frames_mib % self.frames_ranges:
+            raise UsageError(f"cannot be divided into {self.frames_ranges}", subject=f"{self.frames_mib} MiB")
 
     @property
     def low_mib(self) -> int:
@@ -58,16 +62,21 @@ class Layout:
         With a range R there is ordinary memory behind it, too: without a table of NUMA nodes the kernel gives a
         node only to what lies below the end of its memory, and memory without a node cannot be brought online.
         """
-        return min(self.ordinary_mib - (3 * BLOCK_MIB if self.frames_mib else 0), LOW_MIB)
+        above = (1 + 2 * self.frames_ranges) * BLOCK_MIB if self.frames_mib else 0
+        return min(self.ordinary_mib - above, LOW_MIB)
 
     @property
     def ranges(self) -> tuple[Range, ...]:
-        """The reserved ranges: M, then R."""
-        store = Range(HIGH_START_MIB, self.store_mib)
-        head = head_mib(self.frames_mib)
-        behind = HIGH_START_MIB + blocks(self.store_mib) + blocks(head + 1)
-        frames = Range(behind - head, self.frames_mib + head) if self.frames_mib else Range(behind, 0)
-        return tuple(reserved for reserved in (store, frames) if reserved.size_mib)
+        """The reserved ranges: M, then each R."""
+        found = [Range(HIGH_START_MIB, self.store_mib)] if self.store_mib else []
+        free = HIGH_START_MIB + blocks(self.store_mib)
+        each = self.frames_mib // self.frames_ranges
+        head = head_mib(each)
+        for _ in range(self.frames_ranges if each else 0):
+            online = free + blocks(head + 1)  # never side by side with what lies before
+            found.append(Range(online - head, each + head))
+            free = blocks(online + each)
+        return tuple(found)
 
     @property
     def total_mib(self) -> int:

@@ -17,6 +17,7 @@ class MachineSpec:
     :param memory_mib: what the kernel may use as it likes; the reserved ranges come on top
     :param store_mib: the first reserved range, at 4 GiB; 0 for none
     :param frames_mib: the second one, behind it
+    :param frames_ranges: divided into so many
     :param append: more kernel arguments
     :param ports: what clients outside want to reach, for where there is no real network
     :param seed: what the read-only disk holds, and where
@@ -29,6 +30,7 @@ class MachineSpec:
     memory_mib: int = 3072
     store_mib: int = 1024
     frames_mib: int = 0
+    frames_ranges: int = 1
     cpus: int = 2
     append: str = ""
     ports: tuple[int, ...] = ()
@@ -39,4 +41,4 @@ class MachineSpec:
     @property
     def layout(self) -> Layout:
         """Where the guest's memory lies."""
-        return Layout(self.memory_mib, self.store_mib, self.frames_mib)
+        return Layout(self.memory_mib, self.store_mib, self.frames_mib, self.frames_ranges)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Finding the session in the new kernel, and deciding whether it can be believed."""
 
+import os
 import struct
 import time
 from collections.abc import Sequence
@@ -47,7 +48,8 @@ def open_store(host: Host, identity: str) -> Arrival:
         device = pmem.wait(found[0], PMEM_TIMEOUT_S)
         if store.label(device) != store.LABEL:
             raise UpgradeError("holds no session: its contents did not survive", subject=str(found[0]))
-        store.mount(device, paths.STORE)
+        if not os.path.ismount(paths.STORE):  # by a restore process that died
+            store.mount(device, paths.STORE)
         session = Session.load(paths.STORE / FILE)
     except (TimeoutError, store.StoreFailed, SessionDamaged) as e:
         raise UpgradeError(str(e), subject=str(found[0])) from e

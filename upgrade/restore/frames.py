@@ -66,6 +66,8 @@ def mount(host: Host, record: FrameRecord) -> None:
 
     :raises UpgradeError: if it cannot be believed; or if the kernel does not read it from the frames themselves
     """
+    if os.path.ismount(paths.FRAMES) and _with_dax(host, paths.FRAMES):
+        return  # by a restore process that died
     file = paths.STORE / FRAMES_FILE
     if checksums.of_file(file) != record.file:
         raise UpgradeError("is damaged (its checksum differs)", subject="frame map")
@@ -95,6 +97,8 @@ def show(number: int, dumped: Dumped) -> None:
     """
     for name in dumped.frame_files:
         place = paths.STORE / dumped.directory / name
+        if os.path.ismount(place):
+            continue
         place.touch(mode=0o600)
         linux.bind_mount(os.fspath(paths.FRAMES / f"{number}-{name}"), os.fspath(place))
 

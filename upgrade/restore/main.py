@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from threading import Thread
 
 from memfs import store
@@ -21,8 +22,9 @@ from upgrade.process import run
 from upgrade.restore import arrival, fdstore, frames
 from upgrade.restore.arrival import Arrival
 from upgrade.restore.frames import FrameMount
+from upgrade.restore.ledger import Back, Ledger
 from upgrade.restore.ondemand import PageService
-from upgrade.restore.restorer import Restored, Restorer, cold_start, work_directory
+from upgrade.restore.restorer import Restorer, cold_start, of, work_directory
 from upgrade.session import Session
 
 NETWORK_S = 20.0
@@ -48,17 +50,29 @@ def _main() -> int:
     if identity is None:
         say("this kernel was not entered by an upgrade: nothing to restore")
         return ExitStatus.DONE
-    if not claim():
+    paths.make_runtime()
+    ledger = Ledger.take(paths.LEDGER, begun_at)
+    if ledger is None:
+        say(f"{identity} is being restored by another process")
+        return ExitStatus.DONE
+    if ledger.ended:
         say(f"{identity} was restored already in this boot")
         return ExitStatus.DONE
+    if ledger.starts > 1:
+        from upgrade.restore import aftermath
+
+        say("the restore process before this one died")
+        attempt(lambda: aftermath.end_helpers(host, ledger, say), "what it had started was left", [])
     in_background(
         lambda: run(["criu", "check"], check=False)
     )  # fills /run/criu.kdat while the range is opened
     try:
         arrived = arrival.open_store(host, identity)
     except Exception as e:
-        return _without_store(host, identity, str(e))
-    return _restore(host, clock, arrived, begun_at)
+        return _without_store(host, clock, identity, ledger, str(e))
+    if ledger.status is not None:
+        return _go_on(host, clock, arrived, ledger)
+    return _restore(host, clock, arrived, ledger)
 
 
 def say(text: str) -> None:
@@ -66,25 +80,27 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def claim() -> bool:
-    """Take the session of this boot; a second start must not restore over what runs."""
-    paths.make_runtime()
-    try:
-        os.close(os.open(paths.CLAIM, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        return False
-    return True
-
-
-def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
+def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     session = arrived.session
-    moments = {"restore begun": begun_at}
+    moments = {"restore begun": ledger.begun_at}
     problems: list[str] = []
-    pages = PageService(host, session, work_directory, say)
-    pages.start()
+    again = ledger.starts > 1
+    if again:
+        from upgrade.restore import aftermath
+
+        attempt(
+            lambda: aftermath.settle(host, clock, ledger, session.containers),
+            "not all is cleared away",
+            problems,
+        )
+    pages = _page_service(host, session, ledger)
     locked = session.lock and attempt(
         lambda: netlock.lock(session.lock), "the network could not be locked", problems
     )
+    if again:
+        attempt(
+            lambda: aftermath.let_through(ledger, session.containers), "the network stays locked", problems
+        )
     attempt(lambda: arrival.set_wall_clock(arrived, clock), "the wall clock was left alone", problems)
     network = in_background(lambda: problems.extend(netconf.restore(host, session.links, NETWORK_S)))
     frame_mount = None
@@ -92,7 +108,13 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
         frame_mount = FrameMount(host, session, session.frames)
         frame_mount.start()
     restorer = Restorer(
-        host, clock, session if locked else replace(session, lock=""), network.join, frame_mount, pages
+        host,
+        clock,
+        session if locked else replace(session, lock=""),
+        ledger,
+        network.join,
+        frame_mount,
+        pages,
     )
     attempt(wait_for_local_files, "not all local file systems were there", problems)
     restored = restorer.restore_all()
@@ -104,19 +126,78 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, begun_at: int) -> int:
     from upgrade.restore import summary  # the containers run: nothing is urgent any more
 
     problems += pages.problems
-    status = _reported(lambda: summary.write(host, clock, arrived, restored, moments, problems))
+    faults: list[str] = []
+    if again:
+        (faults if ledger.interrupted else problems).append(aftermath.describe(ledger, session.containers))
+    status = _reported(lambda: summary.write(host, clock, arrived, restored, moments, problems, faults))
+    attempt(lambda: ledger.report(status), "it is not noted that the report is written", problems)
+    return _finish(host, clock, arrived, ledger, pages, status, frame_mount)
+
+
+def _page_service(host: Host, session: Session, ledger: Ledger) -> PageService:
+    pages = PageService(host, session, work_directory, say)
+    if ledger.starts > 1:
+        pages.resume({session.containers[n].directory for n, back in ledger.back.items() if back.lazy})
+    else:
+        pages.start()
+    return pages
+
+
+def _go_on(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
+    """Do what a process that died after its report has left: all containers run."""
+    from upgrade.restore import summary
+
+    text = "the restore process died when all containers ran already, and was started again"
+    attempt(lambda: summary.warn(arrived.session, text), "the report cannot be changed", [])
+    pages = _page_service(host, arrived.session, ledger)
+    return _finish(host, clock, arrived, ledger, pages, ExitStatus(ledger.status or 0), None)
+
+
+def _finish(
+    host: Host,
+    clock: Clock,
+    arrived: Arrival,
+    ledger: Ledger,
+    pages: PageService,
+    status: ExitStatus,
+    frame_mount: FrameMount | None,
+) -> int:
+    """See the rest of the memory come, and give the ranges back."""
+    from upgrade.restore import summary
+
+    session = arrived.session
     fdstore.notify("READY=1", "STATUS=the containers run")  # the boot goes on beside the rest of the memory
-    try:
-        memory = pages.wait()
-        pages.end()
-    except Exception as e:  # who still needs the frames keeps them
-        reason = str(e)
-        return _reported(lambda: summary.degrade(session, reason))
-    status = _reported(lambda: summary.complete(clock, arrived, memory, status))
+    status, missing = _memory_comes(clock, arrived, pages, status)
+
+    def warn(text: str) -> None:
+        say(text)
+        fdstore.notify(f"STATUS={text}")
+        attempt(lambda: summary.warn(session, text), "the report cannot be changed", [])
+
+    pages.end(warn)  # who still needs the frames keeps them
+    for name, memory in pages.memory().items():
+        if name in missing and memory.complete_ns is not None and not memory.error:
+            warn(f"the memory of {name} has come after all")
     if frame_mount is not None:
         frame_mount.join()
     _release(host, arrived)
+    attempt(ledger.finish, "it is not noted that nothing is left to do", [])
     return status
+
+
+def _memory_comes(
+    clock: Clock, arrived: Arrival, pages: PageService, status: ExitStatus
+) -> tuple[ExitStatus, set[str]]:
+    """Wait for memory as long as it comes, and add it to the report; return whose has not come in time."""
+    from upgrade.restore import summary
+
+    try:
+        memory = pages.wait()
+    except Exception as e:
+        say(f"it is not known how much memory has come: {e}")
+        return ExitStatus.DEGRADED, set()
+    status = _reported(lambda: summary.complete(clock, arrived, memory, status))
+    return status, {name for name, each in memory.items() if each.complete_ns is None}
 
 
 def _reported(write: Callable[[], ExitStatus]) -> ExitStatus:
@@ -171,25 +252,36 @@ def _release(host: Host, arrived: Arrival) -> None:
     paths.PLAN.unlink(missing_ok=True)
 
 
-def _without_store(host: Host, identity: str, reason: str) -> int:
-    """Start everything from cold: the memory did not survive, or cannot be believed."""
+def _without_store(host: Host, clock: Clock, identity: str, ledger: Ledger, reason: str) -> int:
+    """Start from cold what does not run: the memory did not survive, or cannot be believed."""
     say(reason)
-    attempt(wait_for_local_files, "not all local file systems were there", [])
-    plan = arrival.plan_of(identity)
-    results = (
-        [] if plan is None else [_cold(host, plan, number, reason) for number in range(len(plan.containers))]
-    )
+    if ledger.status is None:
+        status = _start_from_cold(host, clock, identity, ledger, reason)
+        attempt(lambda: ledger.report(status), "it is not noted that the report is written", [])
+    else:  # a process that died had released the memory already
+        status = ExitStatus(ledger.status)
     if os.path.ismount(paths.STORE):
         run(["umount", os.fspath(paths.STORE)], check=False)
-    from upgrade.restore import summary
-
-    status = _reported(lambda: summary.write_without_store(host, identity, plan, results, reason))
     for problem in frames.give_back(host):
         say(problem)
     paths.PLAN.unlink(missing_ok=True)
+    attempt(ledger.finish, "it is not noted that nothing is left to do", [])
     return status
 
 
-def _cold(host: Host, plan: Session, number: int, reason: str) -> Restored:
-    outcome, why = cold_start(host, plan.containers[number], reason)
-    return Restored(plan.containers[number], outcome, why, 0)
+def _start_from_cold(host: Host, clock: Clock, identity: str, ledger: Ledger, reason: str) -> ExitStatus:
+    attempt(wait_for_local_files, "not all local file systems were there", [])
+    plan = arrival.plan_of(identity)
+    containers = plan.containers if plan is not None else ()
+    if ledger.starts > 1:
+        from upgrade.restore import aftermath
+
+        attempt(lambda: aftermath.settle(host, clock, ledger, containers), "not all is cleared away", [])
+    for number, dumped in enumerate(containers):
+        if number not in ledger.back:
+            back = Back(*cold_start(host, dumped, reason), 0)
+            attempt(partial(ledger.end, number, back), "what became of a container is not noted", [])
+    results = [of(dumped, ledger.back[number]) for number, dumped in enumerate(containers)]
+    from upgrade.restore import summary
+
+    return _reported(lambda: summary.write_without_store(host, identity, plan, results, reason))

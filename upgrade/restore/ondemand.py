@@ -9,13 +9,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
+from memfs.samples import PAGE_BYTES
 from upgrade import paths
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
@@ -24,18 +25,23 @@ from upgrade.session import Dumped, Session
 
 SOCKET = "lazy-pages.socket"
 """CRIU looks for it in its work directory (criu/include/uffd.h)."""
+ANSWERS = "answers"
+"""A file in a container's work directory that says that it runs: the server may bring the rest of its memory."""
 PROGRESS = "pages-progress.json"
 
 READY_S = 20.0
 """How long a container waits for the page server before it is restored eagerly."""
 END_S = 60.0
+"""So long the server may take to end; then that is told, and it is looked for less often."""
+LATE_POLL_S = 5.0
 SAY_S = 10.0
 POLL_S = 0.1
-AUTO = "eager"
-"""What ``--restore auto`` means.
+AUTO_BYTES = 128 << 20
+AUTO_SHARED = 1 / 16
+"""What ``--restore auto`` means: on demand from so much memory on, unless more than this share of it is fork(2)'s.
 
-Measured in emulation, Redis with 340 MiB: CRIU itself took 4.9 and 8.9 s eagerly, 4.2 and 4.3 s on demand, which the
-start of the server on the same two processors ate up. What is left has to be measured where there is no emulation.
+Measured with counted instructions (docs/bench.md): with 64 MiB both take the same time, with 2 GiB the restore itself
+takes a third on demand. What processes share comes to each of them on demand, and takes so much more memory then.
 """
 USERFAULTFD = "/proc/sys/vm/unprivileged_userfaultfd"
 
@@ -62,6 +68,12 @@ def reason_against(host: Host, dumped: Dumped) -> str | None:
     return None
 
 
+def pays(dumped: Dumped) -> bool:
+    """Tell whether a container should be restored on demand if nobody said how."""
+    large = dumped.pages * PAGE_BYTES >= AUTO_BYTES
+    return large and dumped.shared_pages <= dumped.pages * AUTO_SHARED
+
+
 class PageService:
     """The page server as the restore sees it."""
 
@@ -78,7 +90,7 @@ class PageService:
         self._broken: str | None = None
 
     def _is_wanted(self, session: Session, dumped: Dumped) -> bool:
-        if (session.restore if session.restore != "auto" else AUTO) != "lazy":
+        if session.restore == "eager" or (session.restore == "auto" and not pays(dumped)):
             return False
         against = reason_against(self.host, dumped)
         if against is not None:
@@ -101,6 +113,18 @@ class PageService:
         except OSError as e:
             self._broken = f"the page server cannot be told anything: {e}"
         Thread(target=self._start_unit, daemon=True).start()
+
+    def resume(self, served: Collection[str]) -> None:
+        """Go on where a restore process has died; what is not back yet is restored eagerly.
+
+        :param served: the directories of those containers whose memory the page server brings
+        """
+        started = paths.PAGES.exists()
+        for directory, dumped in list(self._chosen.items()):
+            if not started:
+                del self._chosen[directory]
+            elif directory not in served:
+                self.leave(dumped)
 
     def _start_unit(self) -> None:
         try:
@@ -144,6 +168,11 @@ class PageService:
             self._room_bytes -= needed
             return self._room_bytes >= 0
 
+    def answers(self, dumped: Dumped) -> None:
+        """Let the server bring what no task has asked for; without that it begins a little later."""
+        with suppress(OSError):
+            (self.work(dumped) / ANSWERS).touch()
+
     def leave(self, dumped: Dumped) -> None:
         """Let go of a container that is not, or was not, restored on demand: nobody waits for its CRIU any more."""
         with self._lock:
@@ -160,7 +189,7 @@ class PageService:
 
     def error(self, dumped: Dumped) -> str | None:
         """Return what the server has to say about a restore that failed."""
-        told = _progress().get(dumped.container.name, {})
+        told = progress().get(dumped.container.name, {})
         return str(told["error"]) if told.get("error") else None
 
     def wait(self) -> dict[str, Memory]:
@@ -171,7 +200,7 @@ class PageService:
         names = {dumped.container.name for dumped in self._chosen.values()}
         done, since, said = -1, time.monotonic(), time.monotonic()
         while True:
-            told = {name: entry for name, entry in _progress().items() if name in names}
+            told = {name: entry for name, entry in progress().items() if name in names}
             if all(name in told and told[name]["finished_at"] is not None for name in names):
                 break
             now = time.monotonic()
@@ -185,6 +214,12 @@ class PageService:
                 self.say(f"{done >> 20} of {total >> 20} MiB of memory are where they belong")
                 said = now
             time.sleep(POLL_S)
+        return self.memory()
+
+    def memory(self) -> dict[str, Memory]:
+        """Return what has become of the memory of each container by now."""
+        told = progress()
+        names = [dumped.container.name for dumped in self._chosen.values()]
         return {name: self._memory(told.get(name)) for name in names}
 
     def _memory(self, told: Mapping[str, Any] | None) -> Memory:
@@ -197,24 +232,24 @@ class PageService:
             return Memory(None, told["error"] or f"{still}, none within {self.timeout_s:.0f} s")
         return Memory(told["finished_at"], told["error"])
 
-    def end(self) -> None:
-        """Return when the server has ended, and does not need the frames any more.
+    def end(self, late: Callable[[str], object]) -> None:
+        """Return when the server has ended, and does not need the frames any more; however long that takes.
 
-        :raises UpgradeError: if it does not
+        :param late: called once, with what to tell, if it takes longer than it should
         """
         if not self._chosen and not self._left:
             return
         if not self._chosen:
             paths.PAGES.unlink(missing_ok=True)  # a server that only fails is not started anew without it
         deadline = time.monotonic() + END_S
-        while run(["systemctl", "is-active", paths.PAGES_UNIT], check=False).stdout.strip() in _RUNNING:
+        poll_s = POLL_S
+        while _is_running():
             for dumped in self._left.values():
                 self._hang_up(dumped)  # a server that came late
-            if time.monotonic() > deadline:
-                raise UpgradeError(
-                    "it does not end, so the frames stay where they are", subject=paths.PAGES_UNIT
-                )
-            time.sleep(POLL_S)
+            if poll_s != LATE_POLL_S and time.monotonic() > deadline:
+                poll_s = LATE_POLL_S
+                late(f"{paths.PAGES_UNIT} does not end; the frames stay where they are until it does")
+            time.sleep(poll_s)
         paths.PAGES.unlink(missing_ok=True)
 
     def _warn(self, text: str) -> None:
@@ -232,7 +267,14 @@ def _describe(containers: Iterable[Mapping[str, str]]) -> None:
     fresh.rename(paths.PAGES)
 
 
-def _progress() -> dict[str, dict[str, Any]]:
+def _is_running() -> bool:
+    try:
+        return run(["systemctl", "is-active", paths.PAGES_UNIT], check=False).stdout.strip() in _RUNNING
+    except UpgradeError:  # who cannot be asked may still need the frames
+        return True
+
+
+def progress() -> dict[str, dict[str, Any]]:
     """Return what the server has told, by the names of the containers."""
     try:
         entries = json.loads(paths.PAGES.with_name(PROGRESS).read_text())["containers"]

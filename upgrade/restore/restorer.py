@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -17,8 +18,12 @@ from upgrade.host import Host
 from upgrade.restore import nudge
 from upgrade.restore.arrival import summarize
 from upgrade.restore.frames import FrameMount
+from upgrade.restore.ledger import Back, Begun, Ledger
 from upgrade.restore.ondemand import PageService
 from upgrade.session import Dumped, Session
+
+MOST_STARTS = 3
+"""The last start that systemd makes (``StartLimitBurst=``); what two could not restore is started from cold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Restorer:
         host: Host,
         clock: Clock,
         session: Session,
+        ledger: Ledger,
         network_ready: Callable[[], None],
         frames: FrameMount | None = None,
         pages: PageService | None = None,
@@ -48,20 +54,22 @@ class Restorer:
         self.host = host
         self.clock = clock
         self.session = session
+        self.ledger = ledger
         self.network_ready = network_ready
         self.frames = frames
         self.pages = pages
         self.other_criu = ""
 
     def restore_all(self) -> list[Restored]:
-        """Restore everything; no failure of one container keeps another from being restored."""
+        """Restore what is not back yet; no failure of one container keeps another from being restored."""
         self.other_criu = self._other_criu()
-        found: dict[int, Restored] = {}
+        containers = self.session.containers
+        found = {number: of(containers[number], back) for number, back in self.ledger.back.items()}
 
         def bring_back(number: int) -> None:
             found[number] = self._bring_back(number)
 
-        threads = [Thread(target=bring_back, args=(n,)) for n in range(len(self.session.containers))]
+        threads = [Thread(target=bring_back, args=(n,)) for n in range(len(containers)) if n not in found]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -82,15 +90,19 @@ class Restorer:
         locked = [dumped.container.host_network and bool(self.session.lock)]
 
         def unlock() -> None:
+            if number not in self.ledger.may_run:
+                self.ledger.let_run(number)
             if locked[0]:
                 netlock.unlock(number)
                 locked[0] = False
 
         lazy = [False]
-        outcome, reason = "restored", self._restore(dumped, unlock, lazy)
+        outcome, reason = "restored", self._restore(number, unlock, lazy)
         if reason is not None:
             if self.pages is not None:
                 reason = self._with_its_error(self.pages, dumped, reason, lazy[0])
+            with suppress(OSError):
+                self.ledger.let_run(number)
             outcome, reason = cold_start(self.host, dumped, reason)
         running_at = self.clock.tsc()
         try:
@@ -98,7 +110,12 @@ class Restorer:
             nudge.peers(dumped.peers if outcome == "restored" else ())  # only now have all left repair mode
         except Exception as e:
             reason = f"{reason or 'restored'}; but its network stays locked until all are restored: {e}"
-        return Restored(dumped, outcome, reason, running_at, lazy[0] and outcome == "restored")
+        if lazy[0] and self.pages is not None:
+            self.pages.answers(dumped)
+        back = Back(outcome, reason, running_at, lazy[0] and outcome == "restored")
+        with suppress(OSError):
+            self.ledger.end(number, back)
+        return of(dumped, back)
 
     def _with_its_error(self, pages: PageService, dumped: Dumped, reason: str, lazy: bool) -> str:
         """Give up on a container's pages; return the reason with what the page server says."""
@@ -106,8 +123,13 @@ class Restorer:
         pages.leave(dumped)
         return f"{reason}; the page server: {error}" if error else reason
 
-    def _restore(self, dumped: Dumped, unlock: Callable[[], None], lazy: list[bool]) -> str | None:
+    def _restore(self, number: int, unlock: Callable[[], None], lazy: list[bool]) -> str | None:
         """Restore one container; return why it could not be, or None. ``lazy`` gets whether it was on demand."""
+        dumped = self.session.containers[number]
+        if self.ledger.starts >= MOST_STARTS:
+            return f"the restore process died {self.ledger.starts - 1} times"
+        if number in self.ledger.may_run:
+            return "the restore process died while it restored it; it may have run already"
         if self.other_criu:
             return (
                 f"its images are of CRIU {self.session.criu_version}, but CRIU {self.other_criu} is installed"
@@ -119,7 +141,7 @@ class Restorer:
                 return f"its images are damaged: {summarize(damage)}"
             if dumped.in_place and self.frames is not None:
                 self.frames.wait()
-                damage = self.frames.damage(self.session.containers.index(dumped))
+                damage = self.frames.damage(number)
                 if damage:
                     return f"its page frames are damaged: {summarize(damage)}"
             if dumped.container.host_network:
@@ -127,10 +149,20 @@ class Restorer:
             lazy[0] = self.pages is not None and self.pages.serves(dumped)
             limit_s = self.session.restore_timeout_seconds
             images = Images(directory, work_directory(dumped), limit_s, lazy[0])
-            engine(self.host, dumped.container.engine).restore(dumped.container, images, unlock)
+            adapter = engine(self.host, dumped.container.engine)
+            helpers = adapter.helpers(dumped.container)
+            self.ledger.begin(number, Begun(lazy[0], limit_s, helpers))
+            if not adapter.holds:
+                self.ledger.let_run(number)
+            adapter.restore(dumped.container, images, unlock)
         except Exception as e:  # whatever it was: the container has to run again
             return f"it cannot be restored: {e}"
         return None
+
+
+def of(dumped: Dumped, back: Back) -> Restored:
+    """Return what became of a container with the container."""
+    return Restored(dumped, back.outcome, back.reason, back.running_at, back.lazy)
 
 
 def work_directory(dumped: Dumped) -> Path:

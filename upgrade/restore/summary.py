@@ -38,8 +38,13 @@ def write(
     restored: Sequence[Restored],
     moments: Mapping[str, int],
     problems: Sequence[str],
+    faults: Sequence[str] = (),
 ) -> ExitStatus:
-    """Write report and history; return what the restore's exit status is."""
+    """Write report and history; return what the restore's exit status is.
+
+    :param problems: warnings
+    :param faults: what makes the upgrade a degraded one, whatever became of the containers
+    """
     session, rate = arrived.session, arrived.rate
     booted = {"kernel": arrived.jumped_at, "userspace": arrived.jumped_at}
     stamps = {
@@ -51,7 +56,7 @@ def write(
     downtime = max(r.running_at for r in restored) - stamps["freeze"]
     counted = [_count(r) for r in restored]
     report = Report(
-        **_common(host, session, restored),
+        **_common(host, session, restored, faults),
         downtime_seconds=rate.ns(downtime) / 1e9,
         downtime_error_seconds=(rate.error_ns(downtime) + sum(tie.error_ns for tie in session.ties)) / 1e9,
         phases=_phases(stamps, rate.hertz),
@@ -96,9 +101,10 @@ def complete(clock: Clock, arrived: Arrival, memory: Mapping[str, Memory], statu
     return _degraded(report, errors)
 
 
-def degrade(session: Session, error: str) -> ExitStatus:
-    """Add to the report what went wrong after it was written."""
-    return _degraded(store.load(paths.REPORTS, session.id), [error])
+def warn(session: Session, text: str) -> None:
+    """Add a warning to the report."""
+    report = store.load(paths.REPORTS, session.id)
+    store.save(paths.REPORTS, replace(report, warnings=(*report.warnings, text)))
 
 
 def _degraded(report: Report, errors: Sequence[str]) -> ExitStatus:
@@ -207,12 +213,15 @@ def _restore_stats(work: Path) -> dict[str, int]:
         return dict(images.load(f)["entries"][0]["restore"])
 
 
-def _common(host: Host, session: Session, restored: Sequence[Restored]) -> dict[str, Any]:
+def _common(
+    host: Host, session: Session, restored: Sequence[Restored], faults: Sequence[str] = ()
+) -> dict[str, Any]:
     lost = [r for r in restored if r.outcome != ContainerOutcome.RESTORED]
+    reasons = [*faults, *(f"{r.dumped.container.name}: {r.reason}" for r in lost)]
     return {
         "id": session.id,
-        "outcome": Outcome.DEGRADED if lost else Outcome.UPGRADED,
-        "reason": "; ".join(f"{r.dumped.container.name}: {r.reason}" for r in lost) or None,
+        "outcome": Outcome.DEGRADED if reasons else Outcome.UPGRADED,
+        "reason": "; ".join(reasons) or None,
         "host": session.host,
         "kernel_from": session.kernel_from,
         "kernel_to": host.release(),
