@@ -126,6 +126,14 @@ def test_containers_that_do_not_fit(target: Target) -> None:
     assert (found.subject, "hold 896 MiB" in found.seen) == (RANGE, True)
 
 
+def test_containers_that_fit_only_as_copies(target: Target) -> None:
+    online(target, [41])
+    target.machine.file(f"/sys/fs/cgroup{REDIS}/memory.stat", f"anon {200 * MIB}")
+    found, fits = target.found("memory.budget")
+    assert (found.status, fits.status) == (Status.WARN, Status.PASS)
+    assert "only 128 MiB: their pages are copied" in found.seen
+
+
 def nodes(target: Target, **held: int) -> None:
     for number in (0, 1):
         target.machine.file(f"/sys/devices/system/node/node{number}/cpulist", "0-3")

@@ -662,6 +662,20 @@ def test_what_goes_on(
     assert call("status", "--json").json["state"] == state
 
 
+def test_ranges_that_are_being_given_back_are_waited_for(
+    call: Call, machine: Machine, programs: Programs, here: Path
+) -> None:
+    machine.file("/proc/cmdline", "quiet seamless_upgrade.session=x")
+    units(programs, **{"seamless-upgrade-restore": "active"})
+    (paths.REPORTS / "x.json").parent.mkdir(exist_ok=True)
+    machine.file(str(paths.PLAN), "{}")
+    events = f"/sys/fs/cgroup/system.slice/{paths.RESTORE_UNIT}/cgroup.events"
+    machine.file(events, "populated 1\nfrozen 0")
+    assert call("status", "--json").json["state"] == "restoring"
+    machine.file(events, "populated 0\nfrozen 0")
+    assert call("status", "--json").json["state"] == "idle"
+
+
 def test_what_the_page_server_still_brings_is_shown(call: Call, machine: Machine, programs: Programs) -> None:
     """However long it takes: until then the ranges are not memory again."""
     machine.file("/proc/cmdline", "seamless_upgrade.session=one")

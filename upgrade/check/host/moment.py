@@ -102,15 +102,11 @@ def unfinished(situation: Situation) -> Iterator[Finding]:
             reason="an upgrade goes on already",
             remedy="seamless-upgrade status --wait, or seamless-upgrade abort",
         )
-    elif host.read_or(os.fspath(paths.UNDO), ""):  # a run asks before it has anything to undo
-        yield failed(
-            "last upgrade",
-            "was killed, and not all of it was undone",
-            source=os.fspath(paths.UNDO),
-            reason="what it changed would be taken for the host's own",
-            remedy="seamless-upgrade recover",
-        )
-    elif session is not None and host.exists(os.fspath(paths.PLAN)) and _is_busy(host, paths.RESTORE_UNIT):
+    elif (
+        session is not None
+        and host.exists(os.fspath(paths.PLAN))
+        and cgroup.is_populated(host, f"/system.slice/{paths.RESTORE_UNIT}")
+    ):
         yield failed(
             f"session {session}",
             "is just giving the memory ranges back",
@@ -133,10 +129,4 @@ def unfinished(situation: Situation) -> Iterator[Finding]:
 def _runs(host: Host) -> bool:
     """Tell whether another process carries out an upgrade: not we, if we are the run's own unit."""
     ours = host.read_or("/proc/self/cgroup", "").endswith(f"/{paths.RUN_UNIT}")
-    return not ours and _is_busy(host, paths.RUN_UNIT)
-
-
-def _is_busy(host: Host, unit: str) -> bool:
-    """Tell whether a unit of ours has a process."""
-    events = host.read_or(cgroup.path(f"/system.slice/{unit}", "cgroup.events"), "")
-    return "populated 1" in events
+    return not ours and cgroup.is_populated(host, f"/system.slice/{paths.RUN_UNIT}")

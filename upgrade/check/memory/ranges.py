@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from memfs import hotplug, ranges
 from memfs.ranges import Range
 from upgrade import cgroup
-from upgrade.budget import find_frames, find_store, refuse_too_large
+from upgrade.budget import find_frames, find_store, or_copy, refuse_too_large
 from upgrade.check.model import Finding, passed, skipped, warned
 from upgrade.check.situation import Situation, Unknown
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 
 CMDLINE = "/proc/cmdline"
+MEMORY_STAT = "/sys/fs/cgroup/*/memory.stat"
 IOMEM = "/proc/iomem"
 NODES = "/sys/devices/system/node"
 # Of a range for frames, less is a waste
@@ -58,8 +59,17 @@ def frames(situation: Situation) -> Iterator[Finding]:
 def budget(situation: Situation) -> Iterator[Finding]:
     """Compare the containers' memory with the ranges and with what the new kernel has."""
     span, spans = known(situation)
-    held = refuse_too_large(situation.host, list(situation.containers), span, spans)
-    yield passed("containers' memory", f"{held >> 20} MiB, which fits", "/sys/fs/cgroup/*/memory.stat")
+    spans, copied = or_copy(situation.host, situation.request, situation.containers, span, spans)
+    for text in copied:
+        yield warned(
+            "containers' memory",
+            text,
+            source=MEMORY_STAT,
+            reason="copying takes longer, and twice the memory",
+            remedy="make the second memmap= range larger, or preserve less",
+        )
+    held = refuse_too_large(situation.host, situation.containers, span, spans)
+    yield passed("containers' memory", f"{held >> 20} MiB, which fits", MEMORY_STAT)
 
 
 def known(situation: Situation) -> tuple[Range, tuple[Range, ...]]:
