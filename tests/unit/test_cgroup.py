@@ -2,7 +2,6 @@
 """Tests of ``upgrade.cgroup`` on fake cgroups that freeze when they are told to."""
 
 import threading
-import time
 
 import pytest
 from builders.host import Machine
@@ -53,10 +52,9 @@ def test_a_slow_one_is_waited_for(machine: Machine) -> None:
     machine.stubborn.add("/slow")
     late = threading.Timer(0.1, machine.file, ("/sys/fs/cgroup/slow/cgroup.events", "populated 1\nfrozen 1"))
     late.start()
-    started = time.monotonic()
-    cgroup.freeze(machine.host, ["/slow"], 5)
+    cgroup.freeze(machine.host, ["/slow"], 60)
+    assert late.finished.is_set()
     late.join()
-    assert 0.09 < time.monotonic() - started < 4
 
 
 def test_who_does_not_stop_is_named(machine: Machine) -> None:
