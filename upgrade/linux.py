@@ -8,12 +8,16 @@ import ctypes
 import fcntl
 import mmap
 import os
+import sys
 from collections.abc import Callable
 from typing import Final
 
 # arch/x86/entry/syscalls/syscall_64.tbl
 SYS_REBOOT: Final = 169
+SYS_OPEN_BY_HANDLE_AT: Final = 304
+SYS_KCMP: Final = 312
 SYS_KEXEC_FILE_LOAD: Final = 320
+SYS_PIDFD_GETFD: Final = 438
 
 # include/uapi/linux/kexec.h
 KEXEC_FILE_UNLOAD: Final = 0x1
@@ -33,6 +37,13 @@ MFD_HUGE_SHIFT: Final = 26
 
 # include/uapi/linux/sched.h
 CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWNET: Final = 0x40000000
+
+# include/uapi/linux/kcmp.h
+KCMP_VM: Final = 1
+KCMP_FILES: Final = 2
+KCMP_FS: Final = 3
+KCMP_SIGHAND: Final = 4
 
 # include/uapi/linux/shm.h
 SHM_RDONLY: Final = 0o10000
@@ -227,3 +238,33 @@ def unmount(target: str) -> None:
 def _failed(call: str) -> OSError:
     errno = ctypes.get_errno()
     return OSError(errno, f"{call}: {os.strerror(errno)}")
+
+
+def duplicate_of(pid: int, number: int) -> int:
+    """Return a descriptor of ours for what descriptor ``number`` of a process is (pidfd_getfd(2), Linux 5.6)."""
+    process = os.pidfd_open(pid)
+    try:
+        return _syscall("pidfd_getfd", SYS_PIDFD_GETFD, process, number, 0)
+    finally:
+        os.close(process)
+
+
+def compare(kind: int, one: int, other: int) -> int:
+    """Return 0 if two processes share a thing (``KCMP_``), else which comes first: -1 or 1 (kcmp(2))."""
+    result = _syscall("kcmp", SYS_KCMP, one, other, kind, ctypes.c_ulong(0), ctypes.c_ulong(0))
+    return {0: 0, 1: -1, 2: 1, 3: 1}[result]
+
+
+def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
+    """Open a file by its handle, only as a place (open_by_handle_at(2), ``O_PATH``)."""
+    header = len(handle).to_bytes(4, sys.byteorder) + kind.to_bytes(4, sys.byteorder, signed=True)
+    flags = os.O_PATH | os.O_CLOEXEC
+    buffer = ctypes.create_string_buffer(header + handle, len(header) + len(handle))
+    return _syscall("open_by_handle_at", SYS_OPEN_BY_HANDLE_AT, mount_fd, buffer, flags)
+
+
+def enter_network_namespace(fd: int) -> None:
+    """Move the calling thread to a network namespace (setns(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, CLONE_NEWNET) != 0:
+        raise _failed("setns")
