@@ -44,6 +44,7 @@ KCMP_VM: Final = 1
 KCMP_FILES: Final = 2
 KCMP_FS: Final = 3
 KCMP_SIGHAND: Final = 4
+KCMP_EPOLL_TFD: Final = 7
 
 # include/uapi/linux/shm.h
 SHM_RDONLY: Final = 0o10000
@@ -253,6 +254,16 @@ def compare(kind: int, one: int, other: int) -> int:
     """Return 0 if two processes share a thing (``KCMP_``), else which comes first: -1 or 1 (kcmp(2))."""
     result = _syscall("kcmp", SYS_KCMP, one, other, kind, ctypes.c_ulong(0), ctypes.c_ulong(0))
     return {0: 0, 1: -1, 2: 1, 3: 1}[result]
+
+
+def is_watched(pid: int, number: int, epoll: int, watched: int, earlier: int) -> bool:
+    """Tell whether a descriptor is what an epoll of the same process calls ``watched`` (kcmp(2)).
+
+    :param earlier: how many others the epoll calls by the same number, before this one
+    """
+    slot = (ctypes.c_uint32 * 3)(epoll, watched, earlier)
+    kind, file, where = KCMP_EPOLL_TFD, ctypes.c_ulong(number), ctypes.byref(slot)
+    return _syscall("kcmp", SYS_KCMP, pid, pid, kind, file, where) == 0
 
 
 def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:

@@ -7,9 +7,11 @@ CRIU knows a few kinds and refuses all others (criu/files.c, ``dump_one_file``).
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from upgrade import linux
 from upgrade.check.containers.trouble import Trouble, tell
 from upgrade.check.model import Check, Finding
 from upgrade.check.processes import Descriptor, Process, by_container
@@ -60,7 +62,7 @@ def _of_process(host: Host, process: Process, members: Sequence[Process]) -> Ite
             if kind == BPF_MAP:
                 yield from _bpf_map(host, process, each)
             elif kind == "[eventpoll]":
-                yield from _eventpoll(process, each, members)
+                yield from _eventpoll(process, each)
             elif kind not in KNOWN:
                 yield told(
                     what=f"{each.what} is {WHAT.get(kind, kind)}",
@@ -119,26 +121,37 @@ def _criu_knows_bpf(host: Host) -> bool:
         return True
 
 
-def _eventpoll(process: Process, each: Descriptor, members: Sequence[Process]) -> Iterator[Trouble]:
-    """Look for watched files that nobody in the container has open any more (criu/eventpoll.c)."""
+def _eventpoll(process: Process, each: Descriptor) -> Iterator[Trouble]:
+    """Look for watched files that the process itself has not open any more (criu/eventpoll.c)."""
     numbers = {one.number for one in process.descriptors}
+    seen: Counter[int] = Counter()
     for name, value in each.lines:
         if name != "tfd":
             continue
         words = value.replace(":", " ").split()
         fields = dict(zip(words[1::2], words[2::2], strict=False))
-        if int(words[0]) in numbers or "ino" not in fields:
+        watched = int(words[0])
+        seen[watched] += 1
+        if watched in numbers:
             continue
-        inode = int(fields["ino"], 16)
-        if not any(_inode(one) == inode for one in process.descriptors):
+        inode = int(fields.get("ino", "0"), 16)
+        known = (one for one in process.descriptors if _inode(one) == inode)
+        if not any(_is_watched(process, one, each, watched, seen[watched] - 1) for one in known):
             yield Trouble(
                 process,
-                f"{each.what} is an epoll that watches descriptor {words[0]}, which is closed",
+                f"{each.what} is an epoll that watches descriptor {watched}, which is closed",
                 each.source,
                 "CRIU cannot dump an epoll that watches a file which its process has no descriptor for",
                 "have the program take it out of the epoll before it closes it (EPOLL_CTL_DEL), or restart it",
             )
             return
+
+
+def _is_watched(process: Process, one: Descriptor, epoll: Descriptor, watched: int, earlier: int) -> bool:
+    try:
+        return linux.is_watched(process.pid, one.number, epoll.number, watched, earlier)
+    except OSError:  # it is closed by now
+        return False
 
 
 def _inode(each: Descriptor) -> int:

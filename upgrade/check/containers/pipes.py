@@ -4,6 +4,7 @@
 import os
 import stat
 from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
 
 from upgrade.check.containers.trouble import Trouble, tell
 from upgrade.check.model import Check, Finding, Status
@@ -79,13 +80,11 @@ def _held_outside(host: Host, inside: set[int], links: Set[str]) -> dict[str, st
     for pid in host.pids():
         if pid in inside:
             continue
-        try:
-            for name in host.list(f"/proc/{pid}/fd"):
+        for name in host.list(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # it is closed
                 link = os.readlink(host.path(f"/proc/{pid}/fd/{name}"))
                 if link in links:
                     found.setdefault(link, f"process {pid} ({host.read_or(f'/proc/{pid}/comm', '?')})")
-        except OSError:  # it has ended
-            continue
     return found
 
 
