@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from upgrade.check import containers
+from upgrade.check.containers import sockets
 from upgrade.check.model import Finding, Status
 from upgrade.check.processes import Process
 from upgrade.check.situation import Situation
@@ -110,6 +111,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.wait()
 
 
+@pytest.fixture(autouse=True)
+def version(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Look with the eyes of CRIU 4.2, as 4.1 dumps no sockets of this machine's kernel; but it knew fewer kinds."""
+    known = (4, 1) if "undumpable" in request.node.name else (4, 2)
+    monkeypatch.setattr(sockets, "criu_version", lambda: known)
+
+
 def _is_ours(pid: int, state: Path) -> bool:
     try:
         return f"CONDITIONS={state}" in Path(f"/proc/{pid}/environ").read_text(errors="replace")
@@ -122,7 +130,9 @@ def findings(situation: Situation, status: Status) -> dict[str, list[Finding]]:
     return {name: those for name, those in found.items() if those}
 
 
-@pytest.mark.parametrize("program", programs("undumpable"), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "program", [*programs("undumpable"), *programs("unrestorable")], ids=lambda p: p.stem
+)
 def test_undumpable(start: Start, program: Path) -> None:
     situation = start(program)
     found = list(CHECKS[expected(program)].run(situation))

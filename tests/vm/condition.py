@@ -57,11 +57,17 @@ def leave_cgroup() -> None:
 def outside(work: Callable[[], object]) -> None:
     """Have a process that is neither in the cgroup nor a descendant do something; return when it has, it stays."""
     reader, writer = os.pipe()
+    waiting, go = os.pipe()
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
             os.close(reader)
+            os.close(go)
             leave_cgroup()
+            os.read(
+                waiting, 1
+            )  # till the signal of the child's end is over: nobody lets a traced task have it
+            os.close(waiting)
             try:
                 kept = work()
                 os.write(writer, b"done")
@@ -73,7 +79,8 @@ def outside(work: Callable[[], object]) -> None:
                 time.sleep(3600)
         os._exit(0)
     os.wait()
-    os.close(writer)
+    for fd in (go, waiting, writer):
+        os.close(fd)
     said = os.read(reader, 200).decode()
     os.close(reader)
     if said != "done":

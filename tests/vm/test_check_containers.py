@@ -2,7 +2,8 @@
 """Every limit of CRIU in a real task: `check` finds it before the freeze, and CRIU itself agrees.
 
 Each program in ``undumpable`` makes something that CRIU refuses, each in ``dumpable`` something near to it that CRIU
-takes. Both run in cgroups of their own; `check` looks at all of them at once, and CRIU dumps one after the other.
+takes, each in ``unrestorable`` something that CRIU dumps, but cannot restore. All run in cgroups of their own; `check`
+looks at all of them at once, and CRIU dumps one after the other.
 """
 
 import ast
@@ -19,11 +20,12 @@ from tests.vm.conftest import Guest, Guests
 HERE = Path(__file__).parent
 THERE = "/root/conditions"
 UNDUMPABLE = sorted((HERE / "undumpable").glob("*.py"))
+UNRESTORABLE = sorted((HERE / "unrestorable").glob("*.py"))
 DUMPABLE = sorted((HERE / "dumpable").glob("*.py"))
 # One after the other, as a slow machine would else need all of its memory for interpreters that start
 START = f"""
 mkdir -p /sys/fs/cgroup/workload
-for program in {THERE}/*dumpable/*.py; do
+for program in {THERE}/*able/*.py; do
     name=$(basename $(dirname $program))-$(basename $program .py)
     cgroup=/sys/fs/cgroup/workload/$name
     mkdir -p $cgroup
@@ -45,6 +47,12 @@ for name in {names}; do
         --freeze-cgroup /sys/fs/cgroup/workload/$name --network-lock skip >/dev/null 2>&1 || status=$?
     echo "$name|$status|$(grep -h 'Error (' /run/dump/$name/log | head -n 2 | sed 's/^[^E]*//' | tr '\\n|' '; ')"
     echo 0 > /sys/fs/cgroup/workload/$name/cgroup.freeze
+    case $name in unrestorable-*)
+        echo 1 > /sys/fs/cgroup/workload/$name/cgroup.kill
+        while test -s /sys/fs/cgroup/workload/$name/cgroup.procs; do sleep 0.1; done
+        timeout 60 criu restore -D /run/dump/$name -o restore --restore-detached --ext-unix-sk --file-locks \
+            --manage-cgroups=soft >/dev/null 2>&1 && echo "$name-restored|0|"
+    esac
     rm -rf /run/dump/$name
 done
 """
@@ -78,7 +86,7 @@ def packed() -> bytes:
     """Return all programs as an archive."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        for file in (HERE / "condition.py", *UNDUMPABLE, *DUMPABLE):
+        for file in (HERE / "condition.py", *UNDUMPABLE, *UNRESTORABLE, *DUMPABLE):
             tar.add(file, str(file.relative_to(HERE)))
     return archive.getvalue()
 
@@ -123,6 +131,16 @@ def test_undumpable(verdicts: Verdicts, program: Path) -> None:
         pytest.skip(f"cannot be made on this kernel: {verdicts.states.get(name, 'nothing was said')}")
     assert verdicts.refusals[name], "CRIU dumps it, so the check would be a false refusal"
     assert expected(program) in verdicts.failed.get(name, frozenset()), f"missed: {verdicts.refusals[name]}"
+
+
+@pytest.mark.parametrize("program", UNRESTORABLE, ids=name_of)
+def test_unrestorable(verdicts: Verdicts, program: Path) -> None:
+    name = name_of(program)
+    assert verdicts.refusals[name] == "", "CRIU refuses to dump it: it belongs to the undumpable"
+    assert f"{name}-restored" not in verdicts.refusals, (
+        "CRIU restores it, so the check would be a false refusal"
+    )
+    assert expected(program) in verdicts.failed.get(name, frozenset())
 
 
 @pytest.mark.parametrize("program", DUMPABLE, ids=name_of)

@@ -64,6 +64,8 @@ class Socket:
     readable: bool = False
     labelled: bool = False
     """What it receives comes with the credentials of its sender."""
+    unlabelled: bool = False
+    """The kernel refuses to tell whether it would be :attr:`labelled`: since Linux 6.16 for most families."""
     ulp: str = ""
     """What lies over TCP, for example ``tls``."""
 
@@ -129,6 +131,7 @@ def _facts(held: socket.socket, inode: int) -> Socket:
         groups=groups,
         readable=readable,
         labelled=any(_option(held, socket.SOL_SOCKET, option) for option in labels),
+        unlabelled=_refuses(held, socket.SO_PASSCRED),
         ulp=_ulp(held) if is_tcp else "",
     )
 
@@ -138,6 +141,14 @@ def _option(held: socket.socket, level: int, option: int) -> int:
         return held.getsockopt(level, option)
     except OSError:  # this kernel does not know it
         return 0
+
+
+def _refuses(held: socket.socket, option: int) -> bool:
+    try:
+        held.getsockopt(socket.SOL_SOCKET, option)
+    except OSError as e:
+        return e.errno == errno.EOPNOTSUPP
+    return False
 
 
 def _namespace(held: socket.socket) -> int:

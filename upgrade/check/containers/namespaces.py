@@ -11,7 +11,11 @@ from upgrade.check.processes import Process, by_container
 from upgrade.check.situation import Situation
 from upgrade.host import Host
 
-NESTABLE = ("mnt", "net")
+# In a container that has one itself they are fine
+NESTABLE = {
+    "mnt": "CRIU would have to mount all mounts of the host again, and cannot dump those",
+    "net": "CRIU dumps it, but cannot restore it (criu/pstree.c: Can't restore sub-task in NS)",
+}
 NOT_NESTABLE = ("cgroup", "ipc", "pid", "time", "user", "uts")
 REMEDY = "stop what made it (a sandbox, a container in the container, unshare), or leave the container out"
 
@@ -53,14 +57,14 @@ def _of_container(host: Host, members: Sequence[Process]) -> Iterator[Trouble]:
 
 def _nested(process: Process, root: Process, own: dict[str, str]) -> Iterator[Trouble]:
     """Look for mount and network namespaces in a container that is in the host's own."""
-    for kind in NESTABLE:
+    for kind, reason in NESTABLE.items():
         theirs, of_root = process.namespaces.get(kind), root.namespaces.get(kind)
         if theirs != of_root and of_root == own.get(kind):
             yield Trouble(
                 process,
                 f"has a {kind} namespace of its own, while the container is in that of the host",
                 f"{process.directory}/ns/{kind}",
-                "CRIU can nest such a namespace only in a container that has one itself",
+                reason,
                 REMEDY,
             )
 

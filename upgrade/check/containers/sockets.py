@@ -14,10 +14,15 @@ from upgrade.check.model import Check, Finding, Status
 from upgrade.check.processes import Descriptor, Process, by_container
 from upgrade.check.situation import Situation
 from upgrade.check.sockets import CLOSED, IPPROTO_UDPLITE, LISTENING, Socket, look
+from upgrade.criu import Criu
+from upgrade.errors import UpgradeError
 
 INET = (socket.AF_INET, socket.AF_INET6)
 FAMILIES = (*INET, socket.AF_UNIX, socket.AF_PACKET, socket.AF_NETLINK)
 PROTOCOLS = (socket.IPPROTO_IP, socket.IPPROTO_TCP, socket.IPPROTO_UDP, IPPROTO_UDPLITE)
+PINGS = (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)  # criu commit a80c54484
+Version = tuple[int, int]
+LATER: Version = (4, 2)
 TYPES = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW)
 MOST_GROUPS = 32
 # include/linux/socket.h; Python knows not all of them
@@ -40,21 +45,22 @@ REMEDY = "stop what uses it (for the time of the upgrade), or leave the containe
 def sockets(situation: Situation) -> Iterator[Finding]:
     """Look at every socket."""
     count = sum(len(process.sockets) for process in situation.processes)
+    version = criu_version() if count else LATER
     found = (
         trouble
         for _, members in by_container(situation.processes)
         for process in members
         for each, known in process.sockets
-        for trouble in _trouble(process, each, known, members)
+        for trouble in _trouble(process, each, known, members, version)
     )
     yield from tell(found, "sockets", f"{count}, all of kinds and in states that CRIU knows")
 
 
 def _trouble(
-    process: Process, each: Descriptor, known: Socket, members: Sequence[Process]
+    process: Process, each: Descriptor, known: Socket, members: Sequence[Process], version: Version
 ) -> Iterator[Trouble]:
     told = partial(Trouble, process, source=each.source, remedy=REMEDY)
-    refused = refusal(known)
+    refused = refusal(known, version)
     if refused is not None:
         what, reason = refused
         yield told(what=f"{each.what} is {what}", reason=reason)
@@ -88,26 +94,32 @@ def _trouble(
         )
 
 
-def refusal(known: Socket) -> tuple[str, str] | None:
+def refusal(known: Socket, version: Version = (0, 0)) -> tuple[str, str] | None:
     """Return what a socket is and why CRIU refuses it, or None: as far as that depends on the socket alone."""
     name = FAMILY_NAMES.get(known.family, f"family {known.family}")
     if known.family not in FAMILIES:
         return f"a socket of {name}", "CRIU cannot dump sockets of this family"
+    if known.unlabelled and version < LATER:
+        return (
+            "a socket of which this kernel does not tell SO_PASSCRED",
+            "CRIU before 4.2 takes that for an error (criu commit 4b7398595)",
+        )
     if known.bpf_filter:
         return (
             "a socket with a BPF program for a filter",
             "CRIU cannot read such a filter back (SO_ATTACH_BPF)",
         )
     if known.family in INET:
-        return _inet_refusal(known)
+        return _inet_refusal(known, version)
     if known.family == socket.AF_NETLINK:
         return _netlink_refusal(known)
     return None
 
 
-def _inet_refusal(known: Socket) -> tuple[str, str] | None:
+def _inet_refusal(known: Socket, version: Version) -> tuple[str, str] | None:
     protocol = PROTOCOL_NAMES.get(known.protocol, f"protocol {known.protocol}")
-    if known.type != socket.SOCK_RAW and known.protocol not in PROTOCOLS:
+    protocols = PROTOCOLS if version < LATER else (*PROTOCOLS, *PINGS)
+    if known.type != socket.SOCK_RAW and known.protocol not in protocols:
         return f"a socket of {protocol}", "CRIU can dump TCP, UDP, UDP-Lite and raw sockets only"
     if known.type not in TYPES:
         return f"a socket of type {known.type}", "CRIU can dump stream, datagram and raw sockets only"
@@ -122,6 +134,16 @@ def _netlink_refusal(known: Socket) -> tuple[str, str] | None:
     if known.groups and not known.port_id:
         return "a netlink socket in a group, but not bound", "CRIU cannot dump it without its address"
     return None
+
+
+def criu_version() -> Version:
+    """Return CRIU's version; what was in Debian 13 if it cannot be asked."""
+    try:
+        with Criu() as criu:
+            found = criu.version()
+    except UpgradeError:  # another check says so
+        return (4, 1)
+    return found.major, found.minor
 
 
 def _is_foreign(process: Process, known: Socket, members: Sequence[Process]) -> bool:

@@ -12,8 +12,10 @@ from upgrade.check.processes import Process, by_container, status_of
 from upgrade.check.situation import Situation
 from upgrade.host import Host
 
-# criu/include/parasite.h, PARASITE_MAX_GROUPS: what is left of a page
-MOST_GROUPS = 900
+# criu/include/parasite.h, PARASITE_MAX_GROUPS: what is left of a page. Its line in ``status`` has to fit in one, too
+# (criu/bfd.c).
+MOST_GROUPS = 960
+LINE_BYTES = 4096
 ZOMBIE, UNINTERRUPTIBLE = "Z", "D"
 
 
@@ -112,10 +114,10 @@ def _where(host: Host, process: Process, thread: int) -> str:
 def _credentials(process: Process) -> Iterator[Trouble]:
     told = partial(Trouble, process, source=f"{process.directory}/status")
     groups = len(process.status.get("Groups", "").split())
-    if groups > MOST_GROUPS:
+    if groups > MOST_GROUPS or len(process.status.get("Groups", "")) + len("Groups:\t \n") > LINE_BYTES:
         yield told(
             what=f"is in {groups} groups",
-            reason=f"CRIU can dump about {MOST_GROUPS} groups of a task",
+            reason="the groups of a task have to fit in a page of CRIU's, as numbers and as text",
             remedy="start it with fewer supplementary groups",
         )
     session = process.status.get("NSsid", "1").split()

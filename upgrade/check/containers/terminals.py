@@ -102,8 +102,8 @@ def _own_terminal(terminals: Sequence[_Open]) -> Iterator[Trouble]:
     for each in terminals:
         if each.device != os.makedev(devices.TTY_AUX, devices.TTY_ITSELF):
             continue
-        slaves = (one for one in terminals if os.major(one.device) == devices.PTY_SLAVE)
-        if not any(one.process.pid == each.process.pid for one in slaves):
+        pseudo = (one for one in terminals if _is_pseudo(one.device))
+        if not any(one.process.pid == each.process.pid for one in pseudo):
             yield Trouble(
                 each.process,
                 f"{each.descriptor.what} is {PurePath(each.descriptor.link)}",
@@ -111,6 +111,10 @@ def _own_terminal(terminals: Sequence[_Open]) -> Iterator[Trouble]:
                 "CRIU can dump it only if the process has the pseudo terminal behind it open, too",
                 REMEDY,
             )
+
+
+def _is_pseudo(device: int) -> bool:
+    return os.major(device) == devices.PTY_SLAVE or device == os.makedev(devices.TTY_AUX, devices.PTMX)
 
 
 def _decoded(number: int) -> int:
