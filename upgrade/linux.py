@@ -250,10 +250,21 @@ def duplicate_of(pid: int, number: int) -> int:
         os.close(process)
 
 
-def compare(kind: int, one: int, other: int) -> int:
-    """Return 0 if two processes share a thing (``KCMP_``), else which comes first: -1 or 1 (kcmp(2))."""
-    result = _syscall("kcmp", SYS_KCMP, one, other, kind, ctypes.c_ulong(0), ctypes.c_ulong(0))
-    return {0: 0, 1: -1, 2: 1, 3: 1}[result]
+def comparer() -> Callable[[int, int, int], int]:
+    """Return a function that compares a thing (``KCMP_``) of two processes (kcmp(2)).
+
+    It returns 0 if they share it, else which comes first: -1 or 1. It may be called thousands of times.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    none = ctypes.c_ulong(0)
+
+    def compare(kind: int, one: int, other: int) -> int:
+        result = libc.syscall(ctypes.c_long(SYS_KCMP), one, other, kind, none, none)
+        if result < 0:
+            raise _failed("kcmp")
+        return (0, -1, 1, 1)[result]
+
+    return compare
 
 
 def is_watched(pid: int, number: int, epoll: int, watched: int, earlier: int) -> bool:

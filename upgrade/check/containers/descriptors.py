@@ -159,7 +159,7 @@ def _inode(each: Descriptor) -> int:
 
 
 def _locks(process: Process, each: Descriptor) -> Iterator[Trouble]:
-    if not stat.S_ISREG(each.kind):
+    if not each.is_named or not stat.S_ISREG(each.kind):
         return
     for name, value in each.lines:
         words = value.split()

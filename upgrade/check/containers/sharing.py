@@ -26,16 +26,17 @@ Compare = Callable[[int, int, int], int]
 def sharing(situation: Situation) -> Iterator[Finding]:
     """Compare the processes of each container."""
     groups = by_container(situation.processes) if situation.host.root == Path("/") else ()
-    found = (trouble for _, members in groups for trouble in _of_container(members))
+    compare = linux.comparer()
+    found = (trouble for _, members in groups for trouble in _of_container(members, compare))
     yield from tell(found, "processes", "none share memory, directories or signal handlers with each other")
 
 
-def _of_container(members: Sequence[Process]) -> Iterator[Trouble]:
+def _of_container(members: Sequence[Process], compare: Compare) -> Iterator[Trouble]:
     by_pid = {process.pid: process for process in members}
     for kind, thing in THINGS.items():
-        for one, other in shared(list(by_pid), kind):
+        for one, other in shared(list(by_pid), kind, compare):
             # who calls vfork(2) shares everything until the child has called execve(2)
-            if lasts(partial(_equal, linux.compare, kind, one, other)):
+            if lasts(partial(_equal, compare, kind, one, other)):
                 yield Trouble(
                     by_pid[other],
                     f"shares with {by_pid[one]} {thing}",
@@ -43,14 +44,14 @@ def _of_container(members: Sequence[Process]) -> Iterator[Trouble]:
                     "CRIU cannot dump processes that share this without being threads of one process",
                     "leave the container out, or stop what starts such processes",
                 )
-    yield from _descriptors(by_pid)
+    yield from _descriptors(by_pid, compare)
 
 
-def _descriptors(by_pid: dict[int, Process]) -> Iterator[Trouble]:
+def _descriptors(by_pid: dict[int, Process], compare: Compare) -> Iterator[Trouble]:
     """Look for shared descriptors: CRIU takes them between parent and child only."""
-    for one, other in shared(list(by_pid), linux.KCMP_FILES):
+    for one, other in shared(list(by_pid), linux.KCMP_FILES, compare):
         related = _parent(by_pid[one]) == other or _parent(by_pid[other]) == one
-        if not related and lasts(partial(_equal, linux.compare, linux.KCMP_FILES, one, other)):
+        if not related and lasts(partial(_equal, compare, linux.KCMP_FILES, one, other)):
             yield Trouble(
                 by_pid[other],
                 f"shares with {by_pid[one]} their descriptors (CLONE_FILES)",
@@ -60,7 +61,7 @@ def _descriptors(by_pid: dict[int, Process]) -> Iterator[Trouble]:
             )
 
 
-def shared(pids: Sequence[int], kind: int, compare: Compare = linux.compare) -> Iterator[tuple[int, int]]:
+def shared(pids: Sequence[int], kind: int, compare: Compare) -> Iterator[tuple[int, int]]:
     """Yield pairs of processes that share a thing. The kernel orders them, so few have to be compared."""
     try:
         ordered = sorted(pids, key=cmp_to_key(partial(compare, kind)))
