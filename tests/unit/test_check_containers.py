@@ -191,3 +191,52 @@ def test_pipe_with_an_end_outside(tmp_path: Path) -> None:
         assert f"process {os.getpid()}" in found.seen
     finally:
         process.communicate()
+
+
+@pytest.fixture
+def shell() -> Iterator[Callable[[str, str], int]]:
+    """Return what runs a script in new namespaces, and then sleeps there."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(namespaces: str, script: str) -> int:
+        words = ["unshare", *namespaces.split(), "sh", "-ec", f"{script}; echo ready; exec sleep 1000"]
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        said = process.stdout.readline().strip()
+        if said != "ready":
+            pytest.skip(said)
+        return process.pid
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("mib", "status"), [(1, Status.PASS), (20, Status.WARN)])
+def test_tmpfs(shell: Callable[[str, str], int], tmp_path: Path, mib: int, status: Status) -> None:
+    pid = shell(
+        "--mount --propagation private",
+        f"umount -a -t tmpfs 2>/dev/null || true; mount -t tmpfs it {tmp_path}; "
+        f"dd if=/dev/zero of={tmp_path}/file bs=1M count={mib} status=none",
+    )
+    found = list(CHECKS["containers.tmpfs"].run(situation_of(pid, [pid])))
+    mine = [f for f in found if str(tmp_path) in f.seen]
+    assert [f.status for f in mine] == ([Status.WARN] if status is Status.WARN else [])
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("true", Status.PASS),
+        ("ip link add it type bridge", Status.PASS),
+        ("ip link add it type dummy", Status.FAIL),
+    ],
+)
+def test_network_devices(shell: Callable[[str, str], int], script: str, status: Status) -> None:
+    pid = shell("--net", script)
+    (found,) = CHECKS["containers.links"].run(situation_of(pid, [pid], host_network=False))
+    assert found.status is status, found

@@ -212,12 +212,27 @@ class Process:
         return [each for each in found if each is not None]
 
     @cached_property
+    def top(self) -> str:
+        """A root directory in ``/proc`` that shows all of its mount namespace: its own may be a chroot."""
+        own = self.namespaces.get("mnt")
+        for pid in (1, self.container.root_pid):
+            with suppress(OSError):
+                if os.readlink(self.host.path(f"/proc/{pid}/ns/mnt")) == own:
+                    return f"/proc/{pid}/root"
+        return f"{self.directory}/root"
+
+    @cached_property
     def mounts(self) -> MountTable:
         """The mounts of its namespace."""
         key = self.namespaces.get("mnt", f"{self.pid}")
         if key not in self.tables:
-            self.tables[key] = MountTable.parse(self._read("mountinfo"))
+            text = self.host.read_or(f"{os.path.dirname(self.top)}/mountinfo", "")
+            self.tables[key] = MountTable.parse(text)
         return self.tables[key]
+
+    def again(self) -> "Process":
+        """Return the same process, to be read afresh."""
+        return Process(self.host, self.container, self.pid, self.tables)
 
     def _descriptors(self) -> Iterator[Descriptor]:
         for name in sorted(self._list("fd"), key=int):

@@ -106,7 +106,9 @@ def _by_name(
             )
         return
     try:
-        there = os.stat(_inside(process, each.link), follow_symlinks=not stat.S_ISLNK(state.st_mode))
+        there = os.stat(
+            process.host.path(process.top + each.link), follow_symlinks=not stat.S_ISLNK(state.st_mode)
+        )
     except FileNotFoundError:
         yield from _without_name(told, name, mount, chosen)
         return
@@ -135,13 +137,6 @@ def _without_name(
             reason="CRIU has to make a link for it",
             remedy=f"mount -o remount,rw {mount.point}, or restart the program",
         )
-
-
-def _inside(process: Process, path: str) -> str:
-    """Return where CRIU would look for a path: from the root of the task's mount namespace."""
-    chroot = any(each.what == "the root directory" and each.link != "/" for each in process.links)
-    pid = process.container.root_pid if chroot else process.pid
-    return os.fspath(process.host.path(f"/proc/{pid}/root{path}"))
 
 
 CHECKS = (Check("containers.files", "their files can be found again", files),)

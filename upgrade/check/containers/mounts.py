@@ -87,7 +87,7 @@ def _of_container(host: Host, members: Sequence[Process], external: frozenset[st
                 and mount.kind in MUST_BE_EMPTY
                 and not _outside(mount, process.mounts, external)
             ):
-                held = host.list(f"/proc/{process.pid}/root{mount.point}")
+                held = host.list(f"{process.top}{mount.point}")
                 refused = (
                     f"holds {', '.join(held[:3])}, and CRIU can dump {mount.kind} only while it is empty"
                     if held
@@ -136,7 +136,7 @@ def _tmpfs(host: Host, members: Sequence[Process], external: frozenset[str]) -> 
                 continue
             seen.add(mount.device)
             try:
-                state = os.statvfs(host.path(f"/proc/{process.pid}/root{mount.point}"))
+                state = os.statvfs(host.path(f"{process.top}{mount.point}"))
             except OSError:  # hidden by another mount
                 continue
             used = (state.f_blocks - state.f_bfree) * state.f_frsize

@@ -81,7 +81,7 @@ def _thread(host: Host, process: Process, thread: int, status: Mapping[str, str]
             remedy=f"end the debugger or strace (process {tracer})",
         )
     state = status.get("State", "?")[:1]
-    if state == ZOMBIE and (thread != process.pid or len(process.threads) > 1):
+    if state == ZOMBIE and lasts(partial(_half_dead, process, thread)):
         yield told(
             what=f"{named or 'its first thread '}has ended, but others of its threads have not",
             reason="CRIU cannot dump a process of which threads are dead",
@@ -100,6 +100,13 @@ def _thread(host: Host, process: Process, thread: int, status: Mapping[str, str]
             reason="CRIU needs this signal for itself, and cannot dump a task that is about to get it",
             remedy="restart the program",
         )
+
+
+def _half_dead(process: Process, thread: int) -> bool:
+    """Tell whether a thread has ended, but others have not; a process that ends looks so for a moment."""
+    now = process.again()
+    state = _status(process.host, now, thread).get("State", "")
+    return state.startswith(ZOMBIE) and (thread != process.pid or len(now.threads) > 1)
 
 
 def _stuck(host: Host, process: Process, thread: int) -> bool:

@@ -5,13 +5,15 @@ A datagram socket may be connected with somebody outside who has a name, for exa
 """
 
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 
+from upgrade import cgroup
 from upgrade.check import sockets
-from upgrade.check.containers import options
+from upgrade.check.containers import options, trouble
 from upgrade.check.containers.options import DumpOptions
-from upgrade.check.containers.trouble import Trouble, lasts, tell
+from upgrade.check.containers.trouble import Trouble, tell
 from upgrade.check.model import Check, Finding
 from upgrade.check.processes import Descriptor, Process, by_container
 from upgrade.check.situation import Situation
@@ -25,34 +27,46 @@ Table = Mapping[int, UnixSocket]
 def unix(situation: Situation) -> Iterator[Finding]:
     """Look at every unix socket."""
     found = (
-        trouble
+        each
         for container, members in by_container(situation.processes)
-        for trouble in _of_container(members, options.of(situation.host, container))
+        for each in _of_container(members, options.of(situation.host, container))
     )
     yield from tell(found, "unix sockets", "none is connected with somebody outside of its container")
 
 
 def _of_container(members: Sequence[Process], chosen: DumpOptions) -> Iterator[Trouble]:
+    """Look several times, as a connection that is being made or taken down looks odd for a moment."""
+    found = _look(members, chosen)
+    for _ in range(trouble.LOOKS - 1):
+        if not found:
+            return
+        time.sleep(trouble.PAUSE_S)
+        again = _look(_afresh(members), chosen)
+        found = {inode: each for inode, each in found.items() if inode in again}
+    yield from found.values()
+
+
+def _look(members: Sequence[Process], chosen: DumpOptions) -> dict[int, Trouble]:
     held: dict[int, tuple[Process, Descriptor, Socket]] = {}
     for process in members:
         for each, known in process.sockets:
             if known.family == socket.AF_UNIX:
                 held.setdefault(known.inode, (process, each, known))
-    if not held:
-        return
-    table = _table(members)
+    table = _table(members) if held else {}
+    found = {}
     for inode, (process, each, known) in held.items():
         refused = refusal(inode, known, table, held.keys(), chosen)
-        # a connection that is being made or taken down looks odd for a moment
-        if refused and lasts(partial(_is_refused, inode, known, members, held.keys(), chosen)):
+        if refused is not None:
             what, reason = refused
-            yield Trouble(process, f"{each.what} is {what}", each.source, reason, CLOSE)
+            found[inode] = Trouble(process, f"{each.what} is {what}", each.source, reason, CLOSE)
+    return found
 
 
-def _is_refused(
-    inode: int, known: Socket, members: Sequence[Process], held: Set[int], chosen: DumpOptions
-) -> bool:
-    return refusal(inode, known, _table(members), held, chosen) is not None
+def _afresh(members: Sequence[Process]) -> list[Process]:
+    """Return the processes that are in the container now."""
+    first = members[0]
+    pids = {process.pid for process in members} | {*cgroup.pids(first.host, first.container.cgroup)}
+    return [Process(first.host, first.container, pid, first.tables) for pid in sorted(pids)]
 
 
 def _table(members: Sequence[Process]) -> Table:

@@ -110,7 +110,7 @@ def _has_path(host: Host, process: Process, watch: _Watch) -> bool:
             continue
         opened.append(mount)
         try:
-            if os.stat(host.path(f"/proc/{process.pid}/root{link}")).st_ino == watch.inode:
+            if os.stat(host.path(f"{process.top}{link}")).st_ino == watch.inode:
                 return True
         except OSError:
             continue
@@ -120,9 +120,7 @@ def _has_path(host: Host, process: Process, watch: _Watch) -> bool:
 def _opened(host: Host, process: Process, mount: Mount, watch: _Watch) -> str | None:
     """Return the name of what is watched, seen through a mount; None if it cannot be opened there."""
     try:
-        at = os.open(
-            host.path(f"/proc/{process.pid}/root{mount.point}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        )
+        at = os.open(host.path(f"{process.top}{mount.point}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:  # a file, or hidden by another mount
         return None
     try:
@@ -139,7 +137,7 @@ def _opened(host: Host, process: Process, mount: Mount, watch: _Watch) -> str | 
 
 def _hinted(host: Host, process: Process) -> set[tuple[int, int]]:
     """Return device and inode of everything below the directories that CRIU searches."""
-    top = host.path(f"/proc/{process.container.root_pid}/root")
+    top = host.path(process.top)
     found = set()
     for hint in HINTS:
         for directory, _, names in os.walk(top / hint.lstrip("/")):
