@@ -28,7 +28,7 @@ def make() -> object:
         poll,
         count,
         signals,
-        os.timerfd_create(1),
+        call("timerfd_create", 1, 0),
         os.memfd_create("sealed", os.MFD_ALLOW_SEALING),
         own,
     )
