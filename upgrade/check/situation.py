@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from upgrade import cgroup, plan
+from upgrade.check.mounts import MountTable
+from upgrade.check.processes import Process
 from upgrade.config import Config
 from upgrade.engines import Container, engines
 from upgrade.errors import UpgradeError
@@ -128,3 +130,9 @@ class Situation:
     def tasks(self) -> Sequence[tuple[Container, int]]:
         """Each process of each container: ``(container, pid)``."""
         return [(c, pid) for c in self.containers for pid in cgroup.pids(self.host, c.cgroup)]
+
+    @cached_property
+    def processes(self) -> Sequence[Process]:
+        """The same, as something that can be asked; each file is read once."""
+        tables: dict[str, MountTable] = {}
+        return [Process(self.host, container, pid, tables) for container, pid in self.tasks]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Can each container be dumped and restored?"""
+"""Are the containers there, and do their numbers and addresses come back in time?"""
 
 from collections.abc import Iterator
 
