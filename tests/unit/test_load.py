@@ -10,6 +10,7 @@ import pytest
 from builders.host import Machine
 from builders.programs import Programs
 
+from memfs import libc
 from upgrade import linux
 from upgrade.errors import ExitStatus, Refusal
 from upgrade.host import Host
@@ -113,7 +114,7 @@ def test_where_there_is_only_the_older_call_it_unloads(monkeypatch: pytest.Monke
             raise OSError(errno.ENOSYS, name)
         return 0
 
-    monkeypatch.setattr(linux, "_syscall", call)
+    monkeypatch.setattr(libc, "call", call)
     linux.kexec_unload()
     assert asked == [("kexec_file_load", linux.KEXEC_FILE_UNLOAD), ("kexec_load", 0)]
 
@@ -138,7 +139,7 @@ def test_which_calls_there_are(
         assert flags.value == (1 << 64) - 1  # never a flag that means something alone
         raise OSError(answers[name], name)
 
-    monkeypatch.setattr(linux, "_syscall", call)
+    monkeypatch.setattr(libc, "call", call)
     assert linux.kexec_calls() == there
 
 

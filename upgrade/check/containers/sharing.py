@@ -25,7 +25,8 @@ Compare = Callable[[int, int, int], int]
 
 def sharing(situation: Situation) -> Iterator[Finding]:
     """Compare the processes of each container."""
-    groups = by_container(situation.processes) if situation.host.root == Path("/") else ()
+    processes = situation.processes
+    groups = by_container(processes) if situation.host.root == Path("/") else ()
     compare = linux.comparer()
     found = (trouble for _, members in groups for trouble in _of_container(members, compare))
     yield from tell(found, "processes", "none share memory, directories or signal handlers with each other")
