@@ -40,6 +40,11 @@ def is_frozen(host: Host, cgroup: str) -> bool:
     return "frozen 1" in host.read(path(cgroup, "cgroup.events")).splitlines()
 
 
+def is_populated(host: Host, cgroup: str) -> bool:
+    """Tell whether there is a process in a cgroup or below it."""
+    return "populated 1" in host.read_or(path(cgroup, "cgroup.events"), "")
+
+
 def freeze(host: Host, cgroups: Iterable[str], timeout_s: float) -> None:
     """Freeze several cgroups at once and wait until all their tasks have stopped.
 

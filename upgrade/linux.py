@@ -5,9 +5,11 @@ Scope: thin wrappers for x86-64 that raise OSError with the name of the call. No
 """
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -15,11 +17,17 @@ from memfs import libc
 
 # arch/x86/entry/syscalls/syscall_64.tbl
 SYS_REBOOT: Final = 169
+SYS_KEXEC_LOAD: Final = 246
+SYS_OPEN_BY_HANDLE_AT: Final = 304
+SYS_KCMP: Final = 312
 SYS_KEXEC_FILE_LOAD: Final = 320
+SYS_PIDFD_GETFD: Final = 438
 
 # include/uapi/linux/kexec.h
 KEXEC_FILE_UNLOAD: Final = 0x1
 KEXEC_FILE_NO_INITRAMFS: Final = 0x4
+# None of the calls takes this: all flags at once, those that nobody has thought of included
+_KEXEC_NO_FLAGS: Final = (1 << 64) - 1
 
 # include/uapi/asm-generic/mman-common.h
 MADV_POPULATE_READ: Final = 22
@@ -35,12 +43,24 @@ MFD_HUGE_SHIFT: Final = 26
 
 # include/uapi/linux/sched.h
 CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWNET: Final = 0x40000000
+
+# include/uapi/linux/kcmp.h
+KCMP_VM: Final = 1
+KCMP_FILES: Final = 2
+KCMP_FS: Final = 3
+KCMP_SIGHAND: Final = 4
+KCMP_EPOLL_TFD: Final = 7
 
 # include/uapi/linux/shm.h
 SHM_RDONLY: Final = 0o10000
 
 # include/uapi/linux/mount.h
 MS_BIND: Final = 0x1000
+
+# include/uapi/linux/timex.h: room for struct timex, which has 208 bytes, and adjtimex(2)'s answer
+_TIMEX_BYTES: Final = 256
+_TIME_ERROR: Final = 5
 
 # include/uapi/linux/reboot.h
 LINUX_REBOOT_MAGIC1: Final = 0xFEE1DEAD
@@ -73,6 +93,34 @@ def kexec_file_load(kernel_fd: int, initrd_fd: int | None, command_line: str) ->
 
 def kexec_unload() -> None:
     """Forget the loaded kernel, however it was loaded; harmless if there is none."""
+    try:
+        _kexec_file_call(KEXEC_FILE_UNLOAD)
+    except OSError as e:
+        if e.errno != errno.ENOSYS:
+            raise
+        _kexec_call(0)  # no segments: nothing is loaded afterwards
+
+
+def kexec_calls() -> tuple[str, ...]:
+    """Return those of ``kexec_file_load`` and ``kexec_load`` that the kernel has.
+
+    Each is called with flags that it does not know. To a caller with CAP_SYS_BOOT this counts as a load: do not ask
+    while ``kexec_load_limit_reboot`` is set.
+    """
+    calls = {"kexec_file_load": _kexec_file_call, "kexec_load": _kexec_call}
+    return tuple(name for name, call in calls.items() if _exists(call))
+
+
+def _exists(call: Callable[[int], None]) -> bool:
+    try:
+        call(_KEXEC_NO_FLAGS)
+    except OSError as e:
+        return e.errno != errno.ENOSYS
+    return True
+
+
+def _kexec_file_call(flags: int) -> None:
+    """Call kexec_file_load(2) without files."""
     libc.call(
         "kexec_file_load",
         SYS_KEXEC_FILE_LOAD,
@@ -80,7 +128,19 @@ def kexec_unload() -> None:
         ctypes.c_int(-1),
         ctypes.c_ulong(0),
         ctypes.c_char_p(None),
-        ctypes.c_ulong(KEXEC_FILE_UNLOAD),
+        ctypes.c_ulong(flags),
+    )
+
+
+def _kexec_call(flags: int) -> None:
+    """Call kexec_load(2) without segments."""
+    libc.call(
+        "kexec_load",
+        SYS_KEXEC_LOAD,
+        ctypes.c_ulong(0),
+        ctypes.c_ulong(0),
+        ctypes.c_void_p(None),
+        ctypes.c_ulong(flags),
     )
 
 
@@ -122,6 +182,13 @@ def sync_filesystem(where: str) -> None:
             raise libc.failed("syncfs")
     finally:
         os.close(fd)
+
+
+def clock_is_synchronised() -> bool:
+    """Tell whether NTP keeps the clock right (adjtimex(2); nothing is changed)."""
+    adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
+    # all zeros: no modes, so that it is only read
+    return int(adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))) not in (-1, _TIME_ERROR)
 
 
 def tsc_reader() -> Callable[[], int]:
@@ -207,3 +274,53 @@ def unmount(target: str) -> None:
     """Unmount what is at ``target`` (umount2(2))."""
     if libc.library().umount2(target.encode(), 0) != 0:
         raise libc.failed("umount2")
+
+
+def duplicate_of(pid: int, number: int) -> int:
+    """Return a descriptor of ours for what descriptor ``number`` of a process is (pidfd_getfd(2), Linux 5.6)."""
+    process = os.pidfd_open(pid)
+    try:
+        return libc.call("pidfd_getfd", SYS_PIDFD_GETFD, process, number, 0)
+    finally:
+        os.close(process)
+
+
+def comparer() -> Callable[[int, int, int], int]:
+    """Return a function that compares a thing (``KCMP_``) of two processes (kcmp(2)).
+
+    It returns 0 if they share it, else which comes first: -1 or 1. It may be called thousands of times.
+    """
+    library = libc.library()
+    none = ctypes.c_ulong(0)
+
+    def compare(kind: int, one: int, other: int) -> int:
+        result = library.syscall(ctypes.c_long(SYS_KCMP), one, other, kind, none, none)
+        if result < 0:
+            raise libc.failed("kcmp")
+        return (0, -1, 1, 1)[result]
+
+    return compare
+
+
+def is_watched(pid: int, number: int, epoll: int, watched: int, earlier: int) -> bool:
+    """Tell whether a descriptor is what an epoll of the same process calls ``watched`` (kcmp(2)).
+
+    :param earlier: how many others the epoll calls by the same number, before this one
+    """
+    slot = (ctypes.c_uint32 * 3)(epoll, watched, earlier)
+    kind, file, where = KCMP_EPOLL_TFD, ctypes.c_ulong(number), ctypes.byref(slot)
+    return libc.call("kcmp", SYS_KCMP, pid, pid, kind, file, where) == 0
+
+
+def open_by_handle(mount_fd: int, kind: int, handle: bytes) -> int:
+    """Open a file by its handle, only as a place (open_by_handle_at(2), ``O_PATH``)."""
+    header = len(handle).to_bytes(4, sys.byteorder) + kind.to_bytes(4, sys.byteorder, signed=True)
+    flags = os.O_PATH | os.O_CLOEXEC
+    buffer = ctypes.create_string_buffer(header + handle, len(header) + len(handle))
+    return libc.call("open_by_handle_at", SYS_OPEN_BY_HANDLE_AT, mount_fd, buffer, flags)
+
+
+def enter_network_namespace(fd: int) -> None:
+    """Move the calling thread to a network namespace (setns(2))."""
+    if libc.library().setns(fd, CLONE_NEWNET) != 0:
+        raise libc.failed("setns")

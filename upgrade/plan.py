@@ -11,10 +11,8 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
-from memfs import hotplug, ranges
 from memfs.ranges import Range
-from upgrade import cgroup, netconf, paths
-from upgrade import ranges as host_ranges
+from upgrade import budget, cgroup, netconf, paths
 from upgrade.config import Config
 from upgrade.criu import Criu, CriuVersion
 from upgrade.dump import sockets
@@ -22,6 +20,7 @@ from upgrade.engines import Container, engine, engines
 from upgrade.errors import ExitStatus, Refusal, UpgradeError, UsageError
 from upgrade.host import Host
 from upgrade.kexec import cmdline, vdso_compare, vdso_find
+from upgrade.kexec import installed as installed_kernels
 from upgrade.kexec.image import KernelImage
 from upgrade.kexec.load import is_loaded
 from upgrade.process import missing
@@ -30,11 +29,6 @@ from upgrade.undo import Undo
 
 PROGRAMS = ("criu", "kexec", "nft", "ip", "mkfs.ext4", "mount", "umount", "systemctl", "modprobe")
 FRAMES_PROGRAMS = ("ndctl", "blkid", "mkswap")
-# Room on the range beside the pages: the other images, the file system's own, logs.
-METADATA_BYTES = 16 << 20
-METADATA_SHARE = 0.05
-# With the frames in place: the frame map, pages that have to be copied, and page tables' worth of images.
-FRAMES_SHARE = 0.015
 # Taken by kernel threads before the first userspace runs
 PIDS_OF_KERNEL, PIDS_PER_CPU = 100, 8
 
@@ -66,21 +60,21 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     privileged()
     for program in PROGRAMS:
         installed(program)
-    _refuse_unfinished(host)
-    kernel = _file(request.kernel, "--kernel")
+    refuse_unfinished(host)
+    kernel = installed_kernels.find(host, request.kernel)
     image = KernelImage.open(kernel)
     initrd = find_initrd(kernel, image.release, request.initrd)
-    store = find_store(host, request.append)
+    store = budget.find_store(host, request.append)
     with Criu() as criu:
         version = criu.version()
     containers = find_containers(host, request)
     refuse_unknown_addresses(host, containers)
-    frames, warnings = find_frames(host, request)
-    frames, copied = or_copy(host, request, containers, store, frames)
+    frames, warnings = budget.find_frames(host, request)
+    frames, copied = budget.or_copy(host, request, containers, store, frames)
     warnings += copied
     for program in FRAMES_PROGRAMS if frames else ():
         installed(program)
-    memory = _refuse_too_large(host, containers, store, frames)
+    memory = budget.refuse_too_large(host, containers, store, frames)
     vdso, degraded = compare_vdso(host, image)
     warnings += degraded
     warnings += pid_warnings(host, containers)
@@ -102,7 +96,7 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     )
 
 
-def _refuse_unfinished(host: Host) -> None:
+def refuse_unfinished(host: Host) -> None:
     """Refuse while the memory of the last upgrade's containers still comes, or a run is not undone altogether."""
     if host.exists(os.fspath(paths.PAGES)):
         raise Refusal(
@@ -159,61 +153,6 @@ def find_initrd(kernel: Path, release: str, given: str | None) -> Path:
     )
 
 
-def find_store(host: Host, append: str) -> Range:
-    """Return range M: the first ``memmap=`` range, on both command lines and known to the kernel."""
-    found = ranges.parse_command_line(host.command_line())
-    if not found:
-        raise Refusal(
-            "no memory range that survives kexec is set aside (no memmap=SIZE!START on the command line)",
-            subject="running kernel",
-            hint="add for example memmap=1G!4G to GRUB_CMDLINE_LINUX in /etc/default/grub (1 GiB of RAM at 4 GiB, see "
-            "the e820 map in dmesg), run update-grub and reboot once",
-        )
-    if len(found) > ranges.KASLR_RANGES:
-        raise Refusal(
-            f"{len(found)} memmap= ranges: more than {ranges.KASLR_RANGES} switch physical KASLR off",
-            subject="running kernel",
-            hint="join ranges that lie side by side",
-        )
-    if ranges.parse_command_line(append):
-        raise UsageError(
-            "memmap= ranges cannot be changed by an upgrade",
-            subject="--append",
-            hint="leave memmap= out of it",
-        )
-    seen = ranges.parse_iomem(host.read("/proc/iomem"))
-    if found[0] not in seen:
-        raise Refusal(
-            "the kernel does not show it as persistent memory "
-            f"({', '.join(map(str, seen)) or 'it shows none'}): firmware holds something there, or there is no RAM",
-            subject=str(found[0]),
-            hint="choose a range that dmesg's e820 map calls usable, aligned to 128 MiB",
-        )
-    return found[0]
-
-
-def find_frames(host: Host, request: Request) -> tuple[tuple[Range, ...], list[str]]:
-    """Return the ranges in which page frames stay, and warnings about those that cannot be used.
-
-    :raises Refusal: if that was asked for and there is none
-    """
-    if request.pages == "copy":
-        return (), []
-    wanted, found = host_ranges.for_frames(host), host_ranges.online(host)
-    lost = [span for span in wanted if span not in found]
-    if request.pages == "in-place" and not found:
-        raise Refusal(
-            f"{lost[0]} is not online" if lost else "no second memmap= range is set aside for page frames",
-            subject="running kernel",
-            hint=f"seamless-upgrade frames; journalctl -u {paths.FRAMES_UNIT} says why it is not"
-            if lost
-            else "add one to GRUB_CMDLINE_LINUX, as large as the containers' memory, run update-grub and reboot once",
-        )
-    return found, [
-        f"{span} is not online: pages cannot stay there (see {paths.FRAMES_UNIT})" for span in lost
-    ]
-
-
 def find_containers(host: Host, request: Request) -> list[Container]:
     """Return what is to be preserved; each refusal names its container."""
     found: list[Container] = []
@@ -225,11 +164,7 @@ def find_containers(host: Host, request: Request) -> list[Container]:
         found += [each.find(c.name) for each in engines(host) for c in each.available()]
     unique = list({(c.engine, c.name): c for c in found}.values())
     if not unique:
-        raise UsageError(
-            "nothing to preserve",
-            hint="name containers with --container NAME or --cgroup PATH, or take --all; for a kernel upgrade without "
-            "containers systemctl kexec is enough",
-        )
+        raise nothing_to_preserve()
     names = [c.cgroup for c in unique]
     for one in unique:
         if any(other != one.cgroup and other.startswith(one.cgroup.rstrip("/") + "/") for other in names):
@@ -237,6 +172,15 @@ def find_containers(host: Host, request: Request) -> list[Container]:
                 "holds another preserved container", subject=one.name, hint="name only one of the two"
             )
     return unique
+
+
+def nothing_to_preserve() -> UsageError:
+    """Return the error for an upgrade without containers."""
+    return UsageError(
+        "nothing to preserve",
+        hint="name containers with --container NAME or --cgroup PATH, or take --all; for a kernel upgrade without "
+        "containers systemctl kexec is enough",
+    )
 
 
 def refuse_unknown_addresses(host: Host, containers: list[Container]) -> None:
@@ -260,102 +204,6 @@ def refuse_unknown_addresses(host: Host, containers: list[Container]) -> None:
                     subject=container.name,
                     hint="close the connection first, or put the address on the card itself",
                 )
-
-
-def or_copy(
-    host: Host, request: Request, containers: list[Container], store: Range, frames: tuple[Range, ...]
-) -> tuple[tuple[Range, ...], list[str]]:
-    """Return no ranges, and a warning, where the containers do not fit into them but their copies do into ``store``.
-
-    :raises Refusal: if the new kernel could not take the copies over
-    """
-    memory = sum(_memory_bytes(host, c) for c in containers)
-    inside = _inside(host, frames)
-    if request.pages != "auto" or memory <= inside or not frames or _needed(memory, ()) > store.size_bytes:
-        return frames, []
-    _refuse_beside(host, memory, sum(_swapped_bytes(host, c) for c in containers), inside)
-    return (), [
-        f"the containers have {memory >> 20} MiB, {', '.join(map(str, frames))} only {inside >> 20} MiB: their pages "
-        f"are copied to {store}, which adds to the downtime (make the ranges larger, or preserve less)"
-    ]
-
-
-def _needed(memory: int, frames: tuple[Range, ...]) -> int:
-    """Return how much of range M an upgrade takes."""
-    return int(memory * (FRAMES_SHARE if frames else 1 + METADATA_SHARE)) + METADATA_BYTES
-
-
-def _inside(host: Host, frames: tuple[Range, ...]) -> int:
-    """Return how much memory the ranges for frames have."""
-    return sum(part.size_bytes for span in frames for part in hotplug.online_spans(span, host.root))
-
-
-def _refuse_too_large(
-    host: Host, containers: list[Container], store: Range, frames: tuple[Range, ...]
-) -> int:
-    memory = {c.name: _memory_bytes(host, c) for c in containers}
-    if frames:
-        swapped = sum(_swapped_bytes(host, c) for c in containers)
-        _refuse_over_budget(host, memory, swapped, frames)
-    needed = _needed(sum(memory.values()), frames)
-    if needed > store.size_bytes:
-        largest = max(memory, key=lambda name: memory[name])
-        raise Refusal(
-            f"has {store.size_bytes >> 20} MiB, the containers need {needed >> 20} MiB ({largest} alone "
-            f"{memory[largest] >> 20} MiB)",
-            subject=str(store),
-            hint="make the range larger (memmap= on the command line, one ordinary reboot), or preserve less",
-        )
-    return sum(memory.values())
-
-
-def _refuse_over_budget(
-    host: Host, memory: Mapping[str, int], swapped: int, frames: tuple[Range, ...]
-) -> None:
-    """Refuse if the new kernel could not take the containers over: it has no memory of the ranges until then."""
-    inside = _inside(host, frames)
-    containers = sum(memory.values())
-    if containers > inside:
-        raise Refusal(
-            f"the containers have {containers >> 20} MiB, the ranges for frames hold {inside >> 20} MiB",
-            subject=", ".join(map(str, frames)),
-            hint="preserve less, make the ranges larger (memmap=, one ordinary reboot), or, if they fit into the first "
-            "range, copy: --pages copy",
-        )
-    _refuse_beside(host, containers, swapped, inside)
-
-
-def _refuse_beside(host: Host, containers: int, swapped: int, inside: int) -> None:
-    known = host.memory()
-    total, available = known["MemTotal"], known["MemAvailable"]
-    others = max(0, total - available - containers + swapped)
-    if containers + others > total - inside:
-        raise Refusal(
-            f"the containers have {containers >> 20} MiB, the host itself needs {others >> 20} MiB, and outside of the "
-            f"frames ranges there are {total - inside >> 20} MiB for both",
-            subject="memory of the new kernel",
-            hint="preserve less, make the frames ranges smaller, or add memory",
-        )
-
-
-def _swapped_bytes(host: Host, container: Container) -> int:
-    return int(host.read_or(cgroup.path(container.cgroup, "memory.swap.current"), "0"))
-
-
-def _memory_bytes(host: Host, container: Container) -> int:
-    """Return what a container's dump may hold at most: its anonymous and shared memory."""
-    stat = dict(
-        line.split() for line in host.read_or(cgroup.path(container.cgroup, "memory.stat"), "").splitlines()
-    )
-    if stat:
-        swapped = int(host.read_or(cgroup.path(container.cgroup, "memory.swap.current"), "0"))
-        return int(stat.get("anon", 0)) + int(stat.get("shmem", 0)) + swapped
-    total = 0
-    for pid in cgroup.pids(host, container.cgroup):
-        for line in host.read_or(f"/proc/{pid}/status", "").splitlines():
-            if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:")):
-                total += int(line.split()[1]) * 1024
-    return total
 
 
 def compare_vdso(host: Host, image: KernelImage) -> tuple[Mapping[str, Any], list[str]]:

@@ -9,8 +9,10 @@ import logging
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from upgrade.errors import DependencyMissing, UpgradeError
 
@@ -119,6 +121,31 @@ def run_bytes(
     if done.returncode != 0:
         raise CommandFailed(argv, done.returncode, done.stderr.decode(errors="replace"))
     return done.stdout
+
+
+@contextmanager
+def reading(command: Sequence[str | os.PathLike[str]], *, input: bytes) -> Iterator[IO[bytes]]:
+    """Run a filter on ``input`` and read its output as it comes; it is killed if that is not read to its end.
+
+    :raises DependencyMissing: where the program is not installed
+    """
+    argv = [os.fspath(part) for part in command]
+    log.debug("+ %s", shlex.join(argv))
+    with open(os.memfd_create("input"), "w+b") as file:  # a pipe would need somebody to fill it
+        file.write(input)
+        file.seek(0)
+        try:
+            process = subprocess.Popen(
+                argv, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
+            )
+        except FileNotFoundError as e:
+            raise missing(argv[0]) from e
+    with process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+        finally:
+            process.kill()  # nothing happens if it has ended
 
 
 def run_detaching(command: Sequence[str | os.PathLike[str]], *, timeout: float) -> int:

@@ -4,14 +4,15 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One upgrade, as the command line said it."""
 
-    kernel: str
+    kernel: str | None = None
+    """A file or an installed version; None for the newest installed one that is not running."""
     initrd: str | None = None
     append: str = ""
     containers: tuple[str, ...] = ()
@@ -26,6 +27,8 @@ class Request:
     """``frames``: digests of all pages in place are compared; ``sample``: of some."""
     restore: str = "auto"
     """``eager``, ``lazy``, or ``auto``: what measures best."""
+    skip: tuple[str, ...] = ()
+    """Checks that are left out: ids, families or patterns."""
 
     def save(self, file: Path) -> None:
         """Hand the request over to the unit that carries it out."""
@@ -35,4 +38,5 @@ class Request:
     def load(cls, file: Path) -> Self:
         """Take a request over."""
         data = json.loads(file.read_text())
-        return cls(**{**data, "containers": tuple(data["containers"]), "cgroups": tuple(data["cgroups"])})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)

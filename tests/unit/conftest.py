@@ -7,6 +7,7 @@ import pytest
 from builders.criu import FakeCriu
 from builders.host import Machine
 from builders.programs import Programs
+from builders.target import Target
 
 from upgrade import paths
 
@@ -51,3 +52,9 @@ def _move(monkeypatch: pytest.MonkeyPatch, name: str, base: Path, directory: Pat
     path: Path = getattr(paths, name)
     if path.is_relative_to(base):
         monkeypatch.setattr(paths, name, directory / path.relative_to(base))
+
+
+@pytest.fixture
+def target(machine: Machine, criu: FakeCriu) -> Target:
+    """Return a host with a kernel that can be entered."""
+    return Target(machine)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tests of ``upgrade.cli``: exit statuses, what goes to which stream, and JSON on failure, too."""
 
+import gzip
 import json
 import os
 import signal
@@ -9,19 +10,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from builders.checks import saying
 from builders.host import BOOT_ID, RELEASE, Machine
+from builders.kernel import bzimage
 from builders.programs import Programs
 from builders.session import container
 
 from memfs.ranges import Range
 from upgrade import cli, paths, plan
+from upgrade.check import catalog, containers, target
+from upgrade.check.model import Check, failed, passed, warned
 from upgrade.cli import execute
 from upgrade.cli.parser import VERBS
 from upgrade.criu import CriuVersion
+from upgrade.engines.runc import RuncEngine
 from upgrade.errors import ExitStatus, Refusal, UpgradeError, UsageError
 from upgrade.report import history, store
 from upgrade.report.model import Outcome, Report
@@ -31,6 +40,11 @@ from upgrade.undo import Undo
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = ["--kernel", "/boot/vmlinuz"]
 UPGRADE = [*KERNEL, "--cgroup", "/workload/redis"]
+CHECK_SCHEMA = jsonschema.Draft202012Validator(
+    json.loads((files("upgrade.check") / "schema.json").read_text())
+)
+FINE = passed("kexec", "works")
+OFF = failed("kexec", "is off", reason="it ends", remedy="switch it on")
 WITH_JSON = ("check", "run", "status", "report", "history", "abort")
 
 
@@ -108,7 +122,7 @@ def found_plan() -> plan.Plan:
 
 
 @pytest.fixture
-def possible(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+def possible(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """Let every upgrade be possible; return the requests that were planned."""
     requests: list[Request] = []
 
@@ -116,14 +130,23 @@ def possible(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
         requests.append(request)
         return found_plan()
 
+    let_checks(monkeypatch, saying(FINE))
     monkeypatch.setattr(plan, "make", make)
     return requests
 
 
+def let_checks(monkeypatch: pytest.MonkeyPatch, *checks: Check) -> None:
+    """Let these be all checks that there are."""
+    monkeypatch.setattr(catalog, "checks", lambda: checks)
+
+
 def refuse(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let all checks pass, but no upgrade be possible."""
+
     def make(*_arguments: object) -> plan.Plan:
         raise error
 
+    let_checks(monkeypatch, saying(FINE))
     monkeypatch.setattr(plan, "make", make)
 
 
@@ -148,8 +171,10 @@ def test_the_version_and_the_help_of_all(call: Call) -> None:
 WRONG = [
     [],
     ["frobnicate"],
-    ["check"],
+    ["run"],
     ["check", "--kernel"],
+    ["check", "--only", "kexe"],
+    ["run", *UPGRADE, "--skip", "memory.stroe"],
     ["check", *KERNEL, "--colour"],
     ["run", *KERNEL, "extra"],
     ["--frobnicate"],
@@ -166,7 +191,7 @@ def test_wrong_usage_is_told(call: Call, words: list[str]) -> None:
     assert answer.status == ExitStatus.USAGE
     assert answer.out == ""
     assert answer.err.startswith("seamless-upgrade: ")
-    assert "remedy: seamless-upgrade" in answer.err
+    assert "  remedy: " in answer.err
 
 
 @pytest.mark.parametrize("words", [w for w in WRONG if "rehearse" not in w], ids=" ".join)
@@ -194,16 +219,119 @@ def test_options_alone_mean_run(call: Call, possible: list[Request]) -> None:
     assert possible[1] == Request(kernel="/boot/vmlinuz", cgroups=("/workload/redis",))
 
 
+def checked(answer: Answer) -> dict[str, Any]:
+    """Return a check's JSON answer, which fits the schema and has the exit status in it."""
+    CHECK_SCHEMA.validate(answer.json)
+    if "results" in answer.json:
+        assert answer.json["exit_status"] == answer.status
+    return answer.json
+
+
 def test_a_check_answers_the_plan(call: Call, possible: list[Request]) -> None:
     answer = call("check", *UPGRADE, "--json")
     assert (answer.status, answer.err) == (ExitStatus.DONE, "")
-    assert answer.json["ready"] is True
-    assert (answer.json["kernel_from"], answer.json["kernel_to"]) == (RELEASE, "6.12.57")
-    assert answer.json["containers"][0]["cgroup"] == "/workload/redis"
+    found = checked(answer)
+    assert found["ready"] is True
+    assert (found["kernel_from"], found["kernel_to"]) == (RELEASE, "6.12.57")
+    assert found["containers"][0]["cgroup"] == "/workload/redis"
+    assert [each["id"] for each in found["results"]] == ["kexec.fake"]
     text = call("check", *UPGRADE)
+    assert "  pass  kexec: works  [kexec.fake]" in text.out
     assert f"Ready: {RELEASE} -> 6.12.57" in text.out
     assert "warning: careful" in text.out
     assert text.err == ""
+
+
+def test_all_checks_are_listed(call: Call) -> None:
+    listed = call("check", "--list")
+    assert listed.status == ExitStatus.DONE
+    assert [line.split()[0] for line in listed.out.splitlines()] == [c.id for c in catalog.checks()]
+    assert call("run", "--list").out == listed.out
+    assert [c["id"] for c in call("check", "--list", "--json").json["checks"]] == [
+        c.id for c in catalog.checks()
+    ]
+
+
+def test_the_fake_machine_is_not_ready(call: Call) -> None:
+    """All real checks at once, on a machine that has next to nothing."""
+    answer = call("check", *UPGRADE, "--json")
+    found = checked(answer)
+    assert found["ready"] is False
+    assert {each["id"] for each in found["results"]} == {check.id for check in catalog.checks()}
+    assert not [each for each in found["results"] if "itself is wrong" in each["reason"]]
+
+
+def test_what_failed_is_told_and_nothing_is_planned(
+    call: Call, monkeypatch: pytest.MonkeyPatch, possible: list[Request]
+) -> None:
+    let_checks(monkeypatch, saying(FINE), saying(OFF))
+    data, text = call("check", *UPGRADE, "--json"), call("check", *UPGRADE)
+    assert (data.status, text.status, possible) == (ExitStatus.REFUSED, ExitStatus.REFUSED, [])
+    found = checked(data)
+    assert (found["ready"], found["kernel_to"]) == (False, None)
+    assert found["error"] == {
+        "message": "is off",
+        "subject": "kexec",
+        "hint": "switch it on",
+        "exit_status": 3,
+    }
+    assert [each["status"] for each in found["results"]] == ["pass", "fail"]
+    assert "remedy: switch it on" in text.out
+    assert text.out.endswith("1 failed, 1 passed\n\nNot ready.\n")
+
+
+def test_only_some_checks_are_no_plan(
+    call: Call, monkeypatch: pytest.MonkeyPatch, possible: list[Request]
+) -> None:
+    let_checks(monkeypatch, saying(FINE, id="kexec.a"), saying(OFF, id="host.b"))
+    assert call("check", *UPGRADE, "--only", "kexec").status == ExitStatus.DONE
+    assert possible == []
+    assert call("check", *UPGRADE, "--skip", "host").status == ExitStatus.DONE
+    assert [each.skip for each in possible] == [("host",)]
+
+
+def test_wrong_usage_is_no_refusal(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_checks(monkeypatch, saying(OFF), *target.CHECKS)
+    answer = call("check", "--kernel", "/no/such/vmlinuz", "--cgroup", "/x", "--json")
+    assert answer.status == ExitStatus.USAGE
+    assert checked(answer)["error"]["subject"] == "/no/such/vmlinuz"
+
+
+def test_without_containers_the_host_is_checked(
+    call: Call, monkeypatch: pytest.MonkeyPatch, possible: list[Request]
+) -> None:
+    let_checks(monkeypatch, saying(FINE), *containers.CHECKS)
+    answer = call("check", *KERNEL, "--json")
+    assert answer.status == ExitStatus.DONE
+    found = checked(answer)
+    skipped = [each for each in found["results"] if each["status"] == "skip"]
+    assert {each["id"] for each in skipped} == {check.id for check in containers.CHECKS}
+    assert {each["seen"] for each in skipped} == {"none runs; the host is checked without them"}
+    assert "containers" not in found
+    assert possible == []
+    assert "Nothing stands against it." in call("check", *KERNEL).out
+
+
+def test_without_names_all_containers_are_taken(
+    call: Call, machine: Machine, monkeypatch: pytest.MonkeyPatch, possible: list[Request]
+) -> None:
+    monkeypatch.setattr(RuncEngine, "available", lambda _self: [container("web")])
+    assert call("check", *KERNEL).status == ExitStatus.DONE
+    assert possible[0].all is True
+
+
+def test_the_kernel_that_was_chosen_is_named(call: Call, machine: Machine, possible: list[Request]) -> None:
+    image = bzimage(gzip.compress(b"kernel"), release="6.12.57+deb13-amd64 (builder) #1 SMP")
+    for name in ("vmlinuz", "initrd.img"):
+        file = machine.file(f"/boot/{name}-6.12.57+deb13-amd64", "")
+        file.write_bytes(image)
+    taken = machine.root / "boot/vmlinuz-6.12.57+deb13-amd64"
+    for words, how in (([], ", the newest installed one that does not run"), (["--kernel", str(taken)], "")):
+        text, data = call("check", *words), call("check", *words, "--json")
+        assert text.out.splitlines()[0] == f"From {RELEASE} to 6.12.57+deb13-amd64 ({taken}{how})"
+        found = checked(data)
+        assert (found["kernel"], found["kernel_to"]) == (str(taken), "6.12.57+deb13-amd64")
+        assert found["kernel_named"] is bool(words)
 
 
 ERRORS = [
@@ -216,24 +344,41 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: e.status.name)
-def test_every_error_has_its_status_text_and_json(
+def test_what_a_plan_refuses_is_not_ready(
     call: Call, monkeypatch: pytest.MonkeyPatch, error: UpgradeError
 ) -> None:
+    """A run would end with it, although every check passed."""
     refuse(monkeypatch, error)
     for words in (["check", *UPGRADE], ["run", "--dry-run", *UPGRADE]):
         text, data = call(*words), call(*words, "--json")
         assert text.status == data.status == error.status
-        assert text.out == ""
-        assert text.err.startswith(f"seamless-upgrade: {error}\n")
-        assert (f"remedy: {error.hint}" in text.err) == (error.hint is not None)
-        assert data.json["error"] == error.to_json()
-        assert data.err == text.err
+        assert (text.err, data.err) == ("", "")
+        if error.status is not ExitStatus.NOT_PRIVILEGED:
+            assert f"Not ready: {error}\n" in text.out
+            assert (f"remedy: {error.hint}" in text.out) == (error.hint is not None)
+        assert checked(data)["error"] == error.to_json()
+        assert data.json["ready"] is False
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: e.status.name)
+def test_every_error_has_its_status_text_and_json(
+    call: Call, monkeypatch: pytest.MonkeyPatch, error: UpgradeError
+) -> None:
+    refuse(monkeypatch, error)
+    text, data = call("run", *UPGRADE), call("run", *UPGRADE, "--json")
+    assert text.status == data.status == error.status
+    assert text.out == ""
+    assert text.err.startswith(f"seamless-upgrade: {error}\n")
+    assert (f"remedy: {error.hint}" in text.err) == (error.hint is not None)
+    assert data.json["error"] == error.to_json()
+    assert data.err == text.err
 
 
 def test_an_interruption(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
+    refuse(monkeypatch, Refusal("x"))
     monkeypatch.setattr(plan, "make", interrupt)
     answer = call("check", *UPGRADE, "--json")
     assert answer.status == ExitStatus.INTERRUPTED
@@ -244,10 +389,28 @@ def test_an_error_of_the_system_is_told_as_json_too(call: Call, monkeypatch: pyt
     refuse(monkeypatch, PermissionError(13, "Permission denied", "/proc/iomem"))
     answer = call("check", *UPGRADE, "--json")
     assert answer.status == ExitStatus.FAILED
-    assert "/proc/iomem" in answer.json["error"]["message"]
+    assert "/proc/iomem" in checked(answer)["error"]["message"]
 
 
-@pytest.mark.parametrize("words", [["check", *UPGRADE], ["run", "--yes", *UPGRADE], ["abort"]])
+def test_a_check_says_what_needs_root(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = saying(PermissionError(13, "Permission denied", "/proc/1/maps"))
+    let_checks(monkeypatch, saying(FINE), denied)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    data, text = call("check", *UPGRADE, "--json"), call("check", *UPGRADE)
+    assert data.status == text.status == ExitStatus.NOT_PRIVILEGED
+    assert checked(data)["error"]["exit_status"] == 4
+    assert [each["status"] for each in data.json["results"]] == ["pass", "skip"]
+    assert text.out.endswith("Not known: some checks need root.\n")
+
+
+def test_only_what_needs_root_needs_root(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_checks(monkeypatch, saying(FINE))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert call("check", *UPGRADE, "--only", "kexec").status == ExitStatus.DONE
+    assert call("check", *UPGRADE).status == ExitStatus.NOT_PRIVILEGED  # the plan does
+
+
+@pytest.mark.parametrize("words", [["run", "--yes", *UPGRADE], ["abort"]])
 def test_others_than_root_are_turned_away(
     call: Call, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
@@ -349,6 +512,24 @@ def test_on_a_terminal_one_is_asked(
     assert f"Ready: {RELEASE} -> 6.12.57" in answer.err
     assert answer.out == ""
     assert paths.REQUEST.exists() == (status == 1)
+
+
+def test_what_the_checks_say_is_known_before_the_question(
+    call: Call, possible: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = warned("eth0", "is slow", reason="it takes time", remedy="wait")
+    for found, status in ((slow, ExitStatus.INTERRUPTED), (OFF, ExitStatus.REFUSED)):
+        let_checks(monkeypatch, saying(FINE), saying(found), replace(saying(OFF), in_run=False))
+        master, slave = os.openpty()
+        os.write(master, b"n\n")
+        with os.fdopen(slave) as terminal:
+            monkeypatch.setattr(sys, "stdin", terminal)
+            answer = call("run", *UPGRADE)
+        os.close(master)
+        assert answer.status == status
+        assert found.seen in answer.err
+        assert FINE.seen not in answer.err
+        assert ("Upgrade now?" in answer.err) == (found is slow)
 
 
 def test_a_unit_that_does_not_start_is_noticed(
@@ -479,6 +660,20 @@ def test_what_goes_on(
     machine.file("/proc/cmdline", f"quiet {session}")
     units(programs, **states)
     assert call("status", "--json").json["state"] == state
+
+
+def test_ranges_that_are_being_given_back_are_waited_for(
+    call: Call, machine: Machine, programs: Programs, here: Path
+) -> None:
+    machine.file("/proc/cmdline", "quiet seamless_upgrade.session=x")
+    units(programs, **{"seamless-upgrade-restore": "active"})
+    (paths.REPORTS / "x.json").parent.mkdir(exist_ok=True)
+    machine.file(str(paths.PLAN), "{}")
+    events = f"/sys/fs/cgroup/system.slice/{paths.RESTORE_UNIT}/cgroup.events"
+    machine.file(events, "populated 1\nfrozen 0")
+    assert call("status", "--json").json["state"] == "restoring"
+    machine.file(events, "populated 0\nfrozen 0")
+    assert call("status", "--json").json["state"] == "idle"
 
 
 def test_what_the_page_server_still_brings_is_shown(call: Call, machine: Machine, programs: Programs) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tests of ``upgrade.kexec.load``: the system call is replaced, the command is a fake."""
 
+import ctypes
 import errno
 import os
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from builders.host import Machine
 from builders.programs import Programs
 
+from memfs import libc
 from upgrade import linux
 from upgrade.errors import ExitStatus, Refusal
+from upgrade.host import Host
 from upgrade.kexec import load
 
 INITRD = bytes(range(256)) * 100
@@ -98,3 +101,49 @@ def test_whether_a_kernel_is_loaded(machine: Machine) -> None:
     assert not load.is_loaded(machine.host)
     machine.file("/sys/kernel/kexec_loaded", "1")
     assert load.is_loaded(machine.host)
+
+
+def test_where_there_is_only_the_older_call_it_unloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def call(name: str, _number: int, *arguments: object) -> int:
+        flags = arguments[-1]
+        assert isinstance(flags, ctypes.c_ulong)
+        asked.append((name, flags.value))
+        if name == "kexec_file_load":
+            raise OSError(errno.ENOSYS, name)
+        return 0
+
+    monkeypatch.setattr(libc, "call", call)
+    linux.kexec_unload()
+    assert asked == [("kexec_file_load", linux.KEXEC_FILE_UNLOAD), ("kexec_load", 0)]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "there"),
+    [
+        ((errno.EINVAL, errno.EINVAL), ("kexec_file_load", "kexec_load")),
+        ((errno.EPERM, errno.ENOSYS), ("kexec_file_load",)),
+        ((errno.ENOSYS, errno.EPERM), ("kexec_load",)),
+        ((errno.ENOSYS, errno.ENOSYS), ()),
+    ],
+)
+def test_which_calls_there_are(
+    monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, int], there: tuple[str, ...]
+) -> None:
+    answers = dict(zip(("kexec_file_load", "kexec_load"), numbers, strict=True))
+
+    def call(name: str, _number: int, *arguments: object) -> int:
+        flags = arguments[-1]
+        assert isinstance(flags, ctypes.c_ulong)
+        assert flags.value == (1 << 64) - 1  # never a flag that means something alone
+        raise OSError(answers[name], name)
+
+    monkeypatch.setattr(libc, "call", call)
+    assert linux.kexec_calls() == there
+
+
+def test_asking_the_real_kernel_loads_nothing() -> None:
+    before = load.is_loaded(Host())
+    assert set(linux.kexec_calls()) <= {"kexec_file_load", "kexec_load"}
+    assert load.is_loaded(Host()) == before

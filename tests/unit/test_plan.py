@@ -15,7 +15,7 @@ from builders.programs import Programs
 from builders.vdso import VdsoBuilder
 
 from memfs.ranges import Range
-from upgrade import paths, plan
+from upgrade import budget, paths, plan
 from upgrade.config import Config
 from upgrade.engines.base import Container
 from upgrade.errors import DependencyMissing, ExitStatus, Refusal, UpgradeError, UsageError
@@ -223,7 +223,9 @@ def test_containers_that_do_not_fit_are_refused_with_the_largest(scene: Scene) -
 
 
 def test_room_is_left_for_what_is_not_pages(scene: Scene) -> None:
-    scene.machine.file("/sys/fs/cgroup/workload/redis/memory.stat", f"anon {256 * MIB - plan.METADATA_BYTES}")
+    scene.machine.file(
+        "/sys/fs/cgroup/workload/redis/memory.stat", f"anon {256 * MIB - budget.METADATA_BYTES}"
+    )
     assert "has 256 MiB" in scene.refused().message
 
 

@@ -10,7 +10,7 @@ from builders.programs import Programs
 
 from upgrade import process
 from upgrade.errors import DependencyMissing, ExitStatus, UpgradeError
-from upgrade.process import CommandFailed, run, run_bytes
+from upgrade.process import CommandFailed, reading, run, run_bytes
 
 
 def test_output_comes_back_apart() -> None:
@@ -111,3 +111,23 @@ def test_paths_and_directories_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("program", sorted(process.PACKAGES))
 def test_every_package_can_be_named(program: str) -> None:
     assert process.missing(f"/usr/bin/{program}").hint == f"apt-get install {process.PACKAGES[program]}"
+
+
+def test_a_filter_is_read_as_its_output_comes() -> None:
+    data = os.urandom(1 << 20)  # more than a pipe holds, both ways
+    with reading(["cat"], input=data) as stream:
+        assert stream.read(5) == data[:5]
+        assert stream.read() == data[5:]
+
+
+def test_a_filter_is_ended_if_nobody_wants_the_rest(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    with reading(["sh", "-c", f"echo $$ >{note}; exec cat /dev/zero"], input=b"") as stream:
+        assert stream.read(1) == b"\0"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+
+
+def test_a_filter_that_is_not_installed_is_named() -> None:
+    with pytest.raises(DependencyMissing), reading(["no-such-filter"], input=b""):
+        pass

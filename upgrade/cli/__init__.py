@@ -78,6 +78,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def colour() -> bool:
+    """Tell whether standard output is a terminal that takes colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def entry_point() -> None:
     """Be ``seamless-upgrade``."""
     sys.exit(main())

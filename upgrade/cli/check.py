@@ -3,26 +3,54 @@
 
 import argparse
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from upgrade import plan, ranges
-from upgrade.cli import SCHEMA_VERSION, answer, say
+from upgrade.check import catalog, runner, text
+from upgrade.check.situation import Situation, Target, Unknown
+from upgrade.cli import SCHEMA_VERSION, answer, colour, say
 from upgrade.config import Config
-from upgrade.errors import ExitStatus
+from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.plan import Plan
 from upgrade.request import Request
 
 if TYPE_CHECKING:
+    from upgrade.check.model import Result
     from upgrade.dump.gathering import Residence
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the plan of an upgrade."""
+    """Run the checks and print what they found."""
+    if options.list:
+        _list(as_json=options.json)
+        return ExitStatus.DONE
+    checks = runner.chosen(catalog.checks(), options.only, options.skip)
     host = Host()
-    found = plan.make(host, request(options), Config.load(host))
-    answer(json.dumps(to_json(found, host), indent=2) if options.json else render(found, host))
-    return ExitStatus.DONE
+    situation = Situation(host, _of_all(request(options)), Config.load(host))
+    results = list(runner.run(checks, situation))
+    against, found = runner.refusal(results), None
+    if against is None and not options.only and _has_containers(situation):
+        try:
+            found = plan.make(host, situation.request, situation.config)
+        except UpgradeError as e:  # a run would end with it
+            against = e
+    if options.json:
+        answer(json.dumps(to_json(situation, results, against, found), indent=2))
+    else:
+        answer(_text(situation, results, against, found))
+    return ExitStatus.DONE if against is None else against.status
+
+
+def _list(*, as_json: bool) -> None:
+    checks = catalog.checks()
+    named = [{"id": each.id, "title": each.title} for each in checks]
+    answer(
+        json.dumps({"schema_version": SCHEMA_VERSION, "checks": named}, indent=2)
+        if as_json
+        else text.catalogue(checks)
+    )
 
 
 def request(options: argparse.Namespace) -> Request:
@@ -39,15 +67,55 @@ def request(options: argparse.Namespace) -> Request:
         pages=options.pages,
         restore=options.restore,
         verify=options.verify,
+        skip=tuple(options.skip),
     )
 
 
-def to_json(found: Plan, host: Host) -> dict[str, Any]:
-    """Return a plan for machines."""
+def _of_all(asked: Request) -> Request:
+    """Return the request for all containers if it names none: to look at them does no harm."""
+    named = asked.containers or asked.cgroups or asked.all
+    return asked if named else replace(asked, all=True)
+
+
+def _has_containers(situation: Situation) -> bool:
+    """Tell whether there is something to plan for; what cannot be found is left to the plan to say."""
+    try:
+        return bool(situation.find_containers())
+    except Unknown:
+        return False
+    except (UpgradeError, OSError):
+        return True
+
+
+def to_json(
+    situation: Situation, results: "list[Result]", against: UpgradeError | None, found: Plan | None
+) -> dict[str, Any]:
+    """Return everything for machines."""
+    target = _target(situation)
     return {
         "schema_version": SCHEMA_VERSION,
-        "ready": True,
-        "kernel_from": host.release(),
+        "ready": against is None,
+        "exit_status": int(ExitStatus.DONE if against is None else against.status),
+        **({"error": against.to_json()} if against else {}),
+        "kernel_from": situation.host.release(),
+        "kernel_to": target.release if target else None,
+        "kernel": str(target.path) if target else None,
+        "kernel_named": situation.request.kernel is not None,
+        "results": [each.to_json() for each in results],
+        **(plan_to_json(found, situation.host) if found else {}),
+    }
+
+
+def _target(situation: Situation) -> Target | None:
+    try:
+        return situation.target
+    except (Unknown, OSError):
+        return None
+
+
+def plan_to_json(found: Plan, host: Host) -> dict[str, Any]:
+    """Return a plan for machines."""
+    return {
         "kernel_to": found.kernel_to,
         "kernel": str(found.kernel),
         "initrd": str(found.initrd),
@@ -80,6 +148,32 @@ def _where(found: Plan) -> str:
     if not found.frames:
         return f"copied to {found.store}"
     return f"stays in {', '.join(map(str, found.frames))}, metadata goes to {found.store}"
+
+
+def _text(
+    situation: Situation, results: "list[Result]", against: UpgradeError | None, found: Plan | None
+) -> str:
+    lines = [*_headline(situation), text.render(results, colour=colour()), ""]
+    if found:
+        lines += [render(found, situation.host)]
+    elif against is None:
+        lines += ["Nothing stands against it."]
+    elif against.status is ExitStatus.NOT_PRIVILEGED:
+        lines += ["Not known: some checks need root."]
+    elif runner.refusal(results):
+        lines += ["Not ready."]
+    else:
+        lines += [f"Not ready: {against}", *([f"  remedy: {against.hint}"] if against.hint else [])]
+    return "\n".join(lines)
+
+
+def _headline(situation: Situation) -> list[str]:
+    """Return which kernel it is about; nothing if that is not known."""
+    target = _target(situation)
+    if target is None:
+        return []
+    how = "" if situation.request.kernel else ", the newest installed one that does not run"
+    return [f"From {situation.host.release()} to {target.release} ({target.path}{how})", ""]
 
 
 def render(found: Plan, host: Host) -> str:

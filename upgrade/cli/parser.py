@@ -56,10 +56,13 @@ def _parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"seamless-upgrade {VERSION}")
     verbs = top.add_subparsers(metavar="VERB", required=True)
-    _upgrade_options(_verb(verbs, "check", "would this upgrade work? Touches nothing"))
+    check = _verb(verbs, "check", "would this upgrade work? Touches nothing")
+    _upgrade_options(check)
+    _check_options(check)
     run = _verb(verbs, "run", "upgrade the kernel")
     _upgrade_options(run)
     run.add_argument("--dry-run", action="store_true", help="the same as check")
+    _check_options(run, hidden=True)
     run.add_argument("--yes", action="store_true", help="do not ask")
     _verb(verbs, "restore", "restore the containers (called by the unit in the new kernel)")
     status = _verb(verbs, "status", "what happens now, or happened last")
@@ -102,7 +105,11 @@ def _function(name: str) -> Function:
 
 
 def _upgrade_options(verb: Parser) -> None:
-    verb.add_argument("--kernel", metavar="VMLINUZ", required=True, help="the kernel image to enter")
+    verb.add_argument(
+        "--kernel",
+        metavar="VMLINUZ",
+        help="the kernel to enter: an image or an installed version (default: the newest that does not run)",
+    )
     verb.add_argument("--initrd", metavar="FILE", help="its initrd (default: the one beside it)")
     verb.add_argument(
         "--append", metavar="ARGS", default="", help="more arguments for the new kernel's command line"
@@ -141,6 +148,17 @@ def _upgrade_options(verb: Parser) -> None:
     verb.add_argument(
         "--no-quiesce", dest="quiesce", action="store_false", help="leave other services running"
     )
+
+
+def _check_options(verb: Parser, *, hidden: bool = False) -> None:
+    def text(what: str) -> str:
+        return argparse.SUPPRESS if hidden else what
+
+    for option, what in (("--only", "only these checks"), ("--skip", "all but these")):
+        verb.add_argument(
+            option, metavar="ID", action="append", default=[], help=text(f"{what}: an id or a family")
+        )
+    verb.add_argument("--list", action="store_true", help=text("name all checks, and end"))
 
 
 def _rehearse_options(verb: Parser) -> None:

@@ -9,17 +9,19 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from upgrade import paths, plan
+from upgrade.check import catalog, runner, text
+from upgrade.check.model import Check, Status
+from upgrade.check.situation import Situation
 from upgrade.cli import SCHEMA_VERSION, answer, check, outcome, say
 from upgrade.config import Config
 from upgrade.errors import ExitStatus, Interrupted, Refusal, UpgradeError, UsageError
 from upgrade.host import Host
-from upgrade.plan import Plan
 from upgrade.process import run
 
 POLL_S = 0.1
@@ -28,14 +30,17 @@ UNIT_START_S = 30
 
 def main(options: argparse.Namespace) -> int:
     """Upgrade; returns only if the new kernel was not entered."""
-    if options.dry_run:
+    if options.dry_run or options.list:
         return check.main(options)
     host = Host()
+    request = check.request(options)
+    if not (request.containers or request.cgroups or request.all):
+        raise plan.nothing_to_preserve()
     plan.privileged()
     refuse_second()
-    request = check.request(options)
+    checks = runner.chosen(catalog.checks(), options.only, options.skip)  # a typo is told now
     if not options.yes:
-        _ask(plan.make(host, request, Config.load(host)), host)
+        _ask(Situation(host, request, Config.load(host)), [check for check in checks if check.in_run])
     paths.make_runtime()
     for left in (paths.OUTCOME, paths.EVENTS):
         left.unlink(missing_ok=True)
@@ -62,10 +67,15 @@ def refuse_second() -> None:
         )
 
 
-def _ask(found: Plan, host: Host) -> None:
+def _ask(situation: Situation, checks: Iterable[Check]) -> None:
+    """Show what was found, and the plan, and ask; what the checks refuse is no question."""
+    found = plan.make(situation.host, situation.request, situation.config)
     if not sys.stdin.isatty():
         raise UsageError("nobody there to ask", hint="add --yes to upgrade without a question")
-    say(check.render(found, host))
+    results = list(runner.run(checks, situation))
+    runner.refuse(results)
+    say(text.render([each for each in results if each.finding.status is not Status.PASS]))
+    say(check.render(found, situation.host))
     print("Upgrade now? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Interrupted("nothing was touched")

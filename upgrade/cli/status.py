@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from upgrade import paths, ranges
+from upgrade import cgroup, paths, ranges
 from upgrade.cli import SCHEMA_VERSION, answer, outcome, say
 from upgrade.engines import engine, engines
 from upgrade.errors import ExitStatus, UpgradeError
@@ -75,6 +75,10 @@ def _state(host: Host) -> str:
     if host.exists(os.fspath(paths.PAGES)) and _unit(paths.RESTORE_UNIT) in ("activating", "active"):
         return "restoring"
     if not restored and _unit(paths.RESTORE_UNIT) in ("activating", "inactive"):
+        return "restoring"
+    # the report is written, the ranges are being given back
+    ending = session is not None and host.exists(os.fspath(paths.PLAN))
+    if ending and cgroup.is_populated(host, f"/system.slice/{paths.RESTORE_UNIT}"):
         return "restoring"
     return "idle"
 

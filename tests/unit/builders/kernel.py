@@ -51,3 +51,15 @@ def vmlinux(images: Sequence[bytes], *, structures: Sequence[Sequence[int]] = ()
     segment = (1, 5, DATA_AT, LINKED_AT, 0x1000000, len(data), len(data), PAGE)
     header += struct.pack("<IIQQQQQQ", *segment)
     return header.ljust(DATA_AT, b"\0") + bytes(data)
+
+
+def signed(image: bytes, certificate: bytes = b"\x30\x82" * 32) -> bytes:
+    """Return a bzImage with the PE headers of an EFI program and a signature at its end."""
+    data = bytearray(image)
+    data[0:2] = b"MZ"
+    struct.pack_into("<I", data, 0x3C, 0x40)
+    data[0x40:0x44] = b"PE\0\0"
+    struct.pack_into("<H", data, 0x40 + 24, 0x20B)
+    struct.pack_into("<I", data, 0x40 + 24 + 108, 6)
+    struct.pack_into("<II", data, 0x40 + 24 + 112 + 8 * 4, len(data), len(certificate))
+    return bytes(data) + certificate

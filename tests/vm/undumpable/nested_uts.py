@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: MIT
+"""Runs in the guest: a child with a uts namespace of its own."""
+
+import os
+import time
+
+from condition import call, hold
+
+CHECK = "containers.namespaces"
+CLONE_NEWUTS = 0x4000000
+
+
+def make() -> object:
+    child = os.fork()
+    if child == 0:
+        call("unshare", CLONE_NEWUTS)
+        time.sleep(100000)
+    time.sleep(1)
+    return child
+
+
+hold(make)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""What the checks look at: the host, the kernel to enter, the containers to preserve. Found out once, on demand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from upgrade import cgroup, plan
+from upgrade.check.mounts import MountTable
+from upgrade.check.processes import Process
+from upgrade.config import Config
+from upgrade.engines import Container, engines
+from upgrade.errors import UpgradeError
+from upgrade.host import Host
+from upgrade.kexec import installed, kconfig, modules, vmlinux
+from upgrade.kexec.image import KernelImage
+from upgrade.kexec.kconfig import KernelConfig
+from upgrade.kexec.modules import Modules
+from upgrade.request import Request
+
+
+class Unknown(Exception):
+    """A check cannot say anything; the text is why. Another check reports the cause.
+
+    ``subject`` is what is not known; the check's title if there is none.
+    """
+
+    def __init__(self, message: str, *, subject: str = "") -> None:
+        super().__init__(message)
+        self.subject = subject
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The kernel to enter."""
+
+    path: Path
+    image: KernelImage
+    initrd: Path
+
+    @property
+    def release(self) -> str:
+        """Return its ``uname -r``."""
+        return self.image.release
+
+
+@dataclass(frozen=True)
+class Situation:
+    """An upgrade that somebody has in mind."""
+
+    host: Host
+    request: Request
+    config: Config
+
+    @cached_property
+    def target(self) -> Target:
+        """The kernel to enter.
+
+        :raises Unknown: if it cannot be read (the check ``target.kernel`` says why)
+        """
+        try:
+            return self.find_target()
+        except UpgradeError as e:
+            raise Unknown(str(e), subject="the kernel to enter") from e
+
+    def find_target(self) -> Target:
+        """Return the kernel to enter; raises what ``target.kernel`` reports."""
+        kernel = installed.find(self.host, self.request.kernel)
+        image = KernelImage.open(kernel)
+        return Target(kernel, image, plan.find_initrd(kernel, image.release, self.request.initrd))
+
+    @cached_property
+    def vmlinux(self) -> bytes:
+        """The kernel to enter, decompressed.
+
+        :raises Unknown: if it cannot be (the check ``target.vdso`` says why)
+        """
+        try:
+            return vmlinux.decompress(self.target.image)
+        except UpgradeError as e:
+            raise Unknown(str(e), subject="the kernel to enter") from e
+
+    @cached_property
+    def kernel_config(self) -> KernelConfig:
+        """The configuration of the kernel to enter.
+
+        :raises Unknown: if it is nowhere
+        """
+        release, path = self.target.release, self.target.path
+        found = kconfig.find(self.host, release, path) or kconfig.inside(self.vmlinux, str(path))
+        if found is None:
+            raise Unknown(f"there is no /boot/config-{release}", subject=f"configuration of {release}")
+        return found
+
+    @cached_property
+    def modules(self) -> Modules:
+        """The modules of the kernel to enter.
+
+        :raises Unknown: if there are none (the check ``target.modules`` says so)
+        """
+        found = modules.load(self.host, self.target.release)
+        if found is None:
+            raise Unknown("they are not installed", subject=f"modules of {self.target.release}")
+        return found
+
+    @cached_property
+    def containers(self) -> Sequence[Container]:
+        """The containers to preserve.
+
+        :raises Unknown: if there are none, or one cannot be found (``containers.found`` says why)
+        """
+        try:
+            return self.find_containers()
+        except UpgradeError as e:
+            raise Unknown(str(e), subject="the containers") from e
+
+    def find_containers(self) -> Sequence[Container]:
+        """Return the containers to preserve; raises what ``containers.found`` reports.
+
+        :raises Unknown: if all are wanted and none runs: the host can be checked without them
+        """
+        asked = self.request
+        only_all = asked.all and not asked.containers and not asked.cgroups
+        if only_all and not any(each.available() for each in engines(self.host)):
+            raise Unknown("none runs; the host is checked without them", subject="the containers")
+        return plan.find_containers(self.host, asked)
+
+    @cached_property
+    def tasks(self) -> Sequence[tuple[Container, int]]:
+        """Each process of each container: ``(container, pid)``."""
+        return [(c, pid) for c in self.containers for pid in cgroup.pids(self.host, c.cgroup)]
+
+    @cached_property
+    def processes(self) -> Sequence[Process]:
+        """The same, as something that can be asked; each file is read once."""
+        tables: dict[str, MountTable] = {}
+        return [Process(self.host, container, pid, tables) for container, pid in self.tasks]
