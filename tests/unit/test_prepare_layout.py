@@ -42,6 +42,11 @@ def holds(memory: Memory, found: Layout) -> None:
         assert placed.head_bytes == ranges.head_bytes(blocks)
         behind = [ram for ram in nodes[placed.node].ram if ram.end_bytes > placed.span.end_bytes]
         assert memory_module.without(behind, [Range(0, placed.span.end_bytes), *spans]), "no memory behind it"
+    for number, node in nodes.items():
+        mine = [
+            placed.span.size_bytes - placed.head_bytes for placed in found.frames if placed.node == number
+        ]
+        assert sum(mine) <= layout.NODE_SHARE * node.ram_bytes
     # what refuse_too_large() and the budget of plan.py want, with R full of containers
     assert found.store.span.size_bytes >= 0.015 * found.frames_bytes + (16 << 20)
     assert layout.left_bytes(memory, found) >= found.frames_bytes + memory.host_bytes

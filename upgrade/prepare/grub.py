@@ -90,7 +90,8 @@ class Grub:
 
     def _replace(self, text: str | None, wanted: Sequence[str], unwanted: Sequence[str]) -> None:
         config = self._config()
-        assert config is not None, "is_there() was asked"
+        if config is None:
+            raise Refusal("is not there any more", subject=CONFIGS[0], hint="have it made: update-grub")
         before = files.read(config)
         commands = self.commands()
         try:

@@ -28,7 +28,6 @@ MIB = 1 << 20
 # Documentation/mm/memory-model.rst: a section of sparse memory on x86-64
 SECTION_BYTES = 128 * MIB
 LOWEST_BYTES = 1 << 30
-HIGH_BYTES = 4 << 30
 STORE_LEAST_BYTES = 256 * MIB
 # Of R: twice what the frame map, images and copied pages take (upgrade.plan.FRAMES_SHARE)
 STORE_SHARE = 1 / 32
@@ -38,6 +37,8 @@ DEFAULT_SHARE = 1 / 4
 DEFAULT_FACTOR = 1.5
 # One piece a node is better than more of them if it is this large a part
 GOOD_SHARE = 0.75
+# Of a node's RAM: the kernel wants memory of its own on every node
+NODE_SHARE = 0.75
 
 
 class _NoRoom(Exception):
@@ -228,6 +229,8 @@ def _shares(memory: Memory, wanted: int, slots: int) -> list[tuple[Node, int]]:
 
 def _place(node: Node, wanted: int, pieces: int, block: int) -> Iterator[Placed]:
     """Yield ranges on a node, at most so many, as high as possible: one if there is a piece for it."""
+    if wanted > NODE_SHARE * node.ram_bytes:
+        raise _NoRoom
     last = max(span.end_bytes for span in node.ram) - block
     rooms = [(end, room) for span in node.free for end, room in [_room(span, last, block)] if room > 0]
     rooms.sort(reverse=True)

@@ -125,7 +125,7 @@ def _choose(host: Host, known: Record | None, asked: str | None) -> _Choice:
     if not record.loader and running:
         return _by_hand(running, record, asked)
     if record.loader and asked in (None, record.asked):
-        where = loader.find(host)
+        where = loader.named(host, record.loader)
         again = None if where.is_set(record.arguments) else where
         return _Choice(record.spans, record, again, record.arguments)
     where_or_why = _find(host)
