@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from memfs import hotplug, ranges
 from memfs.ranges import Range
 from upgrade import plan, process
-from upgrade.errors import Refusal, UpgradeError
+from upgrade.errors import Refusal
 from upgrade.host import Host
 from upgrade.prepare import files, grub, layout, loader, memory, pidfloor, units
 from upgrade.prepare import record as records
@@ -232,8 +232,9 @@ def _lacking() -> list[str]:
         if shutil.which(program, path=process.PATH) is None
     ]
     if shutil.which("modprobe", path=process.PATH):
-        try:
-            run(["modprobe", "--dry-run", "--all", *hotplug.MODULES])
-        except UpgradeError as e:
-            found.append(f"this kernel lacks a driver that makes memory of the ranges: {e.message}")
+        said = run(["modprobe", "--dry-run", "--all", *hotplug.MODULES], check=False).stderr.strip()
+        if said:
+            found.append(
+                f"this kernel lacks a driver that makes memory of the ranges: {said.splitlines()[0]}"
+            )
     return found
