@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from builders.firmware import BLOCK, GIB, LOW, MIB, RAM, Entry, build, pc
 from builders.host import Machine
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from memfs import ranges
@@ -301,6 +301,7 @@ def choose(found: Memory, asked: int | None, slots: int = ranges.KASLR_RANGES) -
         return e
 
 
+@settings(deadline=None)
 @given(memories(), st.one_of(st.none(), st.integers(1, 64).map(lambda n: n * 256 * MIB)), st.integers(2, 4))
 def test_whatever_is_chosen_is_right(found: Memory, asked: int | None, slots: int) -> None:
     chosen = choose(found, asked, slots)
@@ -314,6 +315,7 @@ def test_whatever_is_chosen_is_right(found: Memory, asked: int | None, slots: in
         assert 0 <= chosen.frames_bytes - asked < found.block_bytes
 
 
+@settings(deadline=None)
 @given(memories())
 def test_a_refusal_names_something_that_works(found: Memory) -> None:
     refused = choose(found, found.ram_bytes // 2)
