@@ -24,7 +24,8 @@ GRUB_CMDLINE_LINUX="note=a\\\\ b"
 GRUB_DISABLE_OS_PROBER=true
 """
 STATE = (
-    f"cat /boot/grub/grub.cfg; ls /etc/default/grub.d {records.FILE} /etc/systemd/system/*.wants 2>&1 || true"
+    f"cat /boot/grub/grub.cfg; ls /etc/default/grub.d/* {records.FILE} 2>/dev/null || true; "
+    "cd /etc/systemd/system; ls *.wants"
 )
 
 

@@ -25,12 +25,10 @@ GAP_BYTES = 1 << 20
 CODE_BYTES = 440  # of the first sector; the table of partitions is behind it
 LINUX_PARTITION = 0x83
 SCRIPT = Path(__file__).with_name("grub.sh")
-MODULES = ("biosdisk", "part_msdos", "ext2", "normal", "test", "configfile", "linux")
+MODULES = ("biosdisk", "part_msdos", "ext2", "memdisk", "tar", "normal", "test", "configfile", "linux")
 BUILD_TIMEOUT_SECONDS = 600
 
 FIRST_CONFIG = """\
-set root=(hd0,msdos1)
-set prefix=(hd0,msdos1)/usr/lib/grub
 if [ -e /boot/grub/grub.cfg ]; then
     configfile /boot/grub/grub.cfg
 else
