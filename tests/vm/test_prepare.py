@@ -16,7 +16,7 @@ from upgrade.rehearse.machine import Machine, MachineSpec
 
 MEMORY_MIB = 4096
 CONTAINER = "/workload/redis"
-REBOOT_S = 240
+REBOOT_S = 600  # only ends what hangs: a machine among others may take minutes
 # Behind what the distribution's installer would have written.
 DEFAULTS = """GRUB_TIMEOUT=0
 GRUB_CMDLINE_LINUX_DEFAULT="console=ttyS0 net.ifnames=0"
