@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 # arch/x86/boot/compressed/kaslr.c, MAX_MEMMAP_REGIONS: more ranges switch physical KASLR off
 KASLR_RANGES = 4
+# drivers/nvdimm/region_devs.c: a namespace begins and ends at a multiple of this (memremap_compat_align())
+ALIGNMENT_BYTES = 16 << 20
 
 _SUFFIXES = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 # simple_strtoull() with base 0: a leading zero means octal
@@ -31,6 +33,15 @@ class Range:
 
     def __str__(self) -> str:
         return f"memmap={_pretty(self.size_bytes)}!{_pretty(self.start_bytes)}"
+
+
+def head_bytes(frames_bytes: int) -> int:
+    """Return how much a range needs before its first memory block for ``frames_bytes`` of page frames.
+
+    The frame map takes 2 MiB for each GiB, and twice as much is for pages that have to be copied.
+    """
+    wanted = (8 + 6 * -(-frames_bytes // (1 << 30))) << 20
+    return -(-wanted // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def parse_size(text: str) -> int:

@@ -10,7 +10,10 @@ from typing import Any, NoReturn
 from upgrade import VERSION
 
 # For users; those that only units call are not listed.
-VERBS = ("check", "run", "restore", "status", "report", "history", "abort", "recover", "rehearse", "bench")
+VERBS = (
+    *("check", "run", "restore", "status", "report", "history", "abort", "recover"),
+    *("prepare", "unprepare", "rehearse", "bench"),
+)
 
 _EXIT_STATUSES = """exit status:
   0 done or nothing to do      1 failed, host unchanged or rolled back
@@ -72,6 +75,15 @@ def _parser() -> Parser:
     history = _verb(verbs, "history", "the kernels of this host")
     history.add_argument("--record", choices=("boot", "shutdown"), help=argparse.SUPPRESS)
     _verb(verbs, "abort", "stop a running upgrade before its jump and undo it")
+    prepare = _verb(verbs, "prepare", "make this host ready: set memory aside, enable the units")
+    prepare.add_argument(
+        "--memory",
+        metavar="SIZE|PERCENT",
+        help="for the containers' page frames, as 8G or 25%% (default: see docs/prepare.md)",
+    )
+    prepare.add_argument("--dry-run", action="store_true", help="change nothing, say what would be done")
+    unprepare = _verb(verbs, "unprepare", "take back what prepare did")
+    unprepare.add_argument("--dry-run", action="store_true", help="change nothing, say what would be done")
     _verb(verbs, "execute", "carry out the request (called by the unit)")
     _verb(verbs, "frames", "bring the frames ranges online (called by the unit)")
     _verb(verbs, "pages", "bring the restored containers' memory (called by the unit)")

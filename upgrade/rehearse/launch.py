@@ -55,7 +55,8 @@ def prepare(stack: ExitStack, spec: MachineSpec, cache: Cache) -> Devices:
     if not spec.keep:
         for path in (sockets, devices.disk, devices.seed):
             stack.callback(remove, path)
-    run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", spec.image.disk, devices.disk])
+    base = spec.disk or spec.image.disk
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, devices.disk])
     if spec.seed:
         seed.build(spec.seed, devices.seed)
     return devices

@@ -15,11 +15,11 @@ one device where two were meant.
 
 from dataclasses import dataclass
 
+from memfs import ranges
 from upgrade.errors import UsageError
 
 LOW_MIB = 2048  # how much of the memory QEMU puts below 4 GiB
 HIGH_START_MIB = 4096
-ALIGNMENT_MIB = 16  # of a namespace (drivers/nvdimm/region_devs.c, memremap_compat_align)
 BLOCK_MIB = 128  # memory is added and removed in blocks of this size
 
 
@@ -92,8 +92,8 @@ class Layout:
 
 
 def head_mib(frames_mib: int) -> int:
-    """Return how much of R is wanted for the frame map: 2 MiB a GiB, and twice as much for copied pages."""
-    return -(-(8 + -(-frames_mib // 1024) * 6) // ALIGNMENT_MIB) * ALIGNMENT_MIB
+    """Return how much of R is wanted for the frame map and for copied pages."""
+    return ranges.head_bytes(frames_mib << 20) >> 20
 
 
 def blocks(mib: int) -> int:

@@ -194,6 +194,19 @@ class Machine:
             monitor.command("set-action", {"reboot": "shutdown"})
         self.wait_for_agent(timeout)
 
+    def reboot(self, timeout: float = BOOT_TIMEOUT_SECONDS) -> None:
+        """Have the guest reboot itself in the ordinary way, through its boot loader if its disk has one.
+
+        :raises MachineFailed: after ``timeout`` seconds, or as soon as it is clear that it never will
+        """
+        old = self.boot_id()
+        with Monitor.connect(self.monitor) as monitor:
+            monitor.command("set-action", {"reboot": "reset"})
+        self.agent.start(["systemctl", "reboot"])
+        self.wait_for_new_kernel(old, timeout)
+        with Monitor.connect(self.monitor) as monitor:
+            monitor.command("set-action", {"reboot": "shutdown"})
+
     def check(self) -> None:
         """Make sure that the machine is alive.
 

@@ -75,8 +75,7 @@ def command_line(spec: MachineSpec, devices: Devices, network: Network, accel: s
         ),
         # kexec is no reset of the machine: one QEMU spans the upgrade, and a real reboot ends it.
         *("-nodefaults", "-display", "none", "-no-reboot", "-pidfile", str(devices.pidfile)),
-        *("-kernel", str(spec.kernel.vmlinuz), "-initrd", str(spec.image.initrd(spec.kernel.release))),
-        *("-append", kernel_arguments(spec)),
+        *kernel(spec),
         *disks(devices),
         *channels(devices),
         *network.devices,
@@ -89,6 +88,14 @@ def processor(spec: MachineSpec, accel: str) -> list[str]:
         # Instructions are counted, two nanoseconds each; idle time is skipped.
         return ["-accel", EMULATION.split(",")[0], "-icount", "shift=1,sleep=off", "-cpu", CPU, "-smp", "1"]
     return ["-accel", accel, "-cpu", CPU, "-smp", str(spec.cpus)]
+
+
+def kernel(spec: MachineSpec) -> list[str]:
+    """Return the options about the first kernel; none if a boot loader on the disk brings it."""
+    if spec.disk is not None:
+        return []
+    initrd = spec.image.initrd(spec.kernel.release)
+    return ["-kernel", str(spec.kernel.vmlinuz), "-initrd", str(initrd), "-append", kernel_arguments(spec)]
 
 
 def kernel_arguments(spec: MachineSpec) -> str:

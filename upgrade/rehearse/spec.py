@@ -22,6 +22,8 @@ class MachineSpec:
     :param ports: what clients outside want to reach, for where there is no real network
     :param seed: what the read-only disk holds, and where
     :param repeatable: time in the guest counts instructions; there is one processor then
+    :param disk: boot from this disk, with the boot loader on it, instead of being given the kernel by QEMU; the
+        ranges and ``append`` are the boot loader's business then
     :param keep: do not end the machine, not even when this process ends
     """
 
@@ -36,6 +38,7 @@ class MachineSpec:
     ports: tuple[int, ...] = ()
     seed: Mapping[str, Path] = field(default_factory=dict)
     repeatable: bool = False
+    disk: Path | None = None
     keep: bool = False
 
     @property
