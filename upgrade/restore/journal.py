@@ -68,7 +68,7 @@ class Journal:
             self._allocated = -(-end // _STEP_BYTES) * _STEP_BYTES
             os.posix_fallocate(self._fd, begin, self._allocated - begin)
             # Mapped now: who is being killed may be denied a page fault, and the kernel's message would be nowhere.
-            at = begin if begin >= self.used * MESSAGE_BYTES else self.used * MESSAGE_BYTES
+            at = max(begin, self.used * MESSAGE_BYTES)
             self._view[at] = self._view[at]
 
 

@@ -36,13 +36,12 @@ class Keeper:
     def __init__(self) -> None:
         """Start it; there must be no thread yet, and SIGTERM be ignored.
 
-        :raises OSError: there can be no more processes
+        :raises OSError: if the kernel has no pidfds (before Linux 5.3), or there can be no more processes
         """
         since = time.monotonic_ns()
         death = os.pidfd_open(os.getpid())
-        self.pid = libc.call(
-            "clone", _SYS_CLONE, ctypes.c_long(_CLONE_FILES | signal.SIGCHLD), *[ctypes.c_void_p()] * 4
-        )
+        flags = ctypes.c_long(_CLONE_FILES | signal.SIGCHLD)
+        self.pid = libc.call("clone", _SYS_CLONE, flags, *[ctypes.c_void_p()] * 4)
         if not self.pid:
             _keep(death, f"{ORPHAN}.{since:x}")
 

@@ -97,7 +97,10 @@ class Server:
         for child in lost:
             self.containers[int(child.split(".")[1])].error = f"memory of a child was lost ({child})"
         self.lines = [CriuLine(c, inherited, self._welcome, self._restored) for c in self.containers]
-        self.keeper = Keeper()  # before the first thread, and before anything is read
+        try:
+            self.keeper = Keeper()  # before the first thread, and before anything is read
+        except OSError as e:  # without it only a death at the wrong moment takes something along
+            sys.stderr.write(f"page server: {e}\n")
         for name, fd in inherited.items():
             self._adopt(name, fd)
         for _ in range(min(MOST_THREADS, os.cpu_count() or 1)):

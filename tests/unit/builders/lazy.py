@@ -72,6 +72,23 @@ if {pace!r}:
 sys.exit(main(Path({description!r})))
 """
 
+DEADLY = """
+import os, signal
+def deadly(owner, name, when, moment, flag):
+    call = getattr(owner, name)
+    def replaced(*args):
+        if moment == "after":
+            call(*args)
+        if when(*args) and not os.path.exists(flag):
+            os.close(os.open(flag, os.O_CREAT))
+            os.kill(os.getpid(), signal.SIGKILL)
+        if moment == "before":
+            return call(*args)
+    setattr(owner, name, replaced)
+from upgrade.restore import criuline, fdstore, journal, keeper, orphans, pageserver
+"""
+"""Makes a call kill the server, once: the first for which ``when`` holds, and no file is at ``flag``."""
+
 # Puts the descriptors where systemd does, and becomes the server.
 _START = """
 import fcntl, json, os, sys
@@ -107,6 +124,7 @@ class Manager:
         self.line.bind(str(self.path))
         self.line.settimeout(0.01)
         self.fds: dict[str, int] = {}
+        self.names: list[str] = []
         self.ready = threading.Event()
         self.ended = threading.Event()
         self.starts = 0
@@ -179,6 +197,7 @@ class Manager:
         told = dict(line.split("=", 1) for line in data.decode().split("\n"))
         if "FDSTORE" in told:
             assert told["FDPOLL"] == "0"
+            self.names.append(told["FDNAME"])
             if any(same(fd, fds[0]) for fd in self.fds.values()):
                 os.close(fds[0])
                 return True
