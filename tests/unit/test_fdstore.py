@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,28 @@ def test_what_is_told_without_descriptors(systemd: socket.socket) -> None:
     assert systemd.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=task.0.7"
 
 
+def test_a_barrier_ends_when_systemd_has_come_to_it(systemd: socket.socket) -> None:
+    passed = []
+
+    def wait() -> None:
+        fdstore.barrier()
+        passed.append(True)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    systemd.settimeout(20)
+    message, (theirs,), _, _ = socket.recv_fds(systemd, 1000, 4)
+    assert message == b"BARRIER=1"
+    assert not passed
+    os.close(theirs)
+    waiting.join(20)
+    assert passed
+
+
 def test_without_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert not fdstore.notify("READY=1")
+    fdstore.barrier()
 
 
 def inherited(pid: str, count: str, names: str) -> str:

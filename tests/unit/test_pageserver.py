@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from builders.lazy import Manager, result, start_task, write_dump
+from builders.lazy import DEADLY, Manager, result, start_task, write_dump
 
 from upgrade import userfaultfd
 from upgrade.restore import ondemand, pageserver
@@ -69,6 +69,9 @@ def test_every_page_comes_and_the_server_ends(tmp_path: Path, scenario: str) -> 
         assert result(task) == "right"
         assert manager.ended.wait(20)
         assert (manager.status, manager.starts) == (0, 1)
+        assert not [
+            name for name in manager.names if name.startswith("orphan")
+        ]  # the keeper ended in silence
     (told,) = progress(path)
     assert told["done_bytes"] == told["total_bytes"] == 6000 * PAGE_BYTES
     assert (told["name"], told["error"]) == ("a", None)
@@ -95,6 +98,89 @@ def test_what_tasks_do_to_their_memory_is_followed(tmp_path: Path, kills: int) -
         assert manager.ended.wait(20)
         assert manager.status == 0
     assert progress(path)[0]["error"] is None
+
+
+# Where the server is killed: in the life of a child whose fork it has read, and of whoever then takes care of that.
+MOMENTS = {
+    "child": "fdstore, 'store', lambda name, fd: name == 'task.0.4242.0', 'before'",
+    "stored": "fdstore, 'store', lambda name, fd: name == 'task.0.4242.0', 'after'",
+    "journal": "pageserver.Server, '_add', lambda self, _, name, *rest: name == 'task.0.4242.0', 'before'",
+    "grandchild": "fdstore, 'store', lambda name, fd: name == 'task.0.4242.0.0', 'before'",
+    "link": "orphans.Path, 'symlink_to', lambda path, to: path.name == 'task.0.4242.0.orphan', 'before'",
+    "linked": "orphans.Path, 'symlink_to', lambda path, to: path.name == 'task.0.4242.0.orphan', 'after'",
+    "adopted": "pageserver.Server, '_adopt', lambda self, name, fd: name == 'task.0.4242.0', 'before'",
+    "line": "fdstore, 'store', lambda name, fd: name == 'criu.0', 'before'",
+    "again": "pageserver.CriuLine, '_hear', lambda self, line: True, 'before'",
+    "peeked": "fdstore, 'store', lambda name, fd: name == 'task.0.4242', 'before'",
+    "parent": "pageserver.Server, '_adopt', lambda self, name, fd: name == 'task.0.4242', 'before'",
+    "done": "fdstore, 'remove', lambda name: name.startswith('orphan'), 'after'",
+}
+
+
+def deaths(tmp_path: Path, *moments: str) -> str:
+    """Return what has the server killed at each of some moments."""
+    flags = [tmp_path / f"killed-{moment}" for moment in moments]
+    calls = [f"deadly({MOMENTS[m]}, {str(flag)!r})" for m, flag in zip(moments, flags, strict=True)]
+    return "\n".join([DEADLY, *calls])
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ("child",),
+        ("stored",),
+        ("journal",),
+        ("grandchild",),
+        ("child", "grandchild"),
+        ("child", "link", "linked", "adopted", "journal", "grandchild"),
+        ("child", "done"),
+        ("line",),
+        ("line", "again", "peeked", "child"),
+    ],
+    ids="-".join,
+)
+def test_what_only_the_server_had_outlives_it(tmp_path: Path, moments: tuple[str, ...]) -> None:
+    """A descriptor that the kernel has just made is nowhere else; the keeper hands it over."""
+    path = description(tmp_path, "a")
+    maps, runs = layout(1500)
+    write_dump(tmp_path / "a" / "images", PID, runs)
+    with Manager(path, pace=0.01, more=deaths(tmp_path, *moments)) as manager:
+        task = start_task(tmp_path / "a" / "work", PID, "forks", maps=maps, runs=runs)
+        assert result(task) == "right"
+        assert manager.ended.wait(20)
+        assert sorted(file.name for file in tmp_path.glob("killed-*")) == sorted(
+            f"killed-{m}" for m in moments
+        )
+        assert (manager.status, manager.starts) == (0, 1 + len(moments))
+        assert {name.split(".")[0] for name in manager.fds} <= {"criu", "orphan"}
+        assert len(manager.fds) == 1  # CRIU's connection: systemd closes it when the service ends
+    assert progress(path)[0]["error"] is None
+    assert not path.with_suffix(".d").exists()
+
+
+def test_a_child_whose_keeper_died_too_is_told_of(tmp_path: Path) -> None:
+    """Also by every server that comes later."""
+    path = description(tmp_path, "a")
+    maps, runs = layout(1500)
+    write_dump(tmp_path / "a" / "images", PID, runs)
+    more = deaths(tmp_path, "child", "parent") + "\nkeeper._hand_over = lambda prefix: None"
+    with Manager(path, pace=0.01, more=more) as manager:
+        task = start_task(tmp_path / "a" / "work", PID, "forks", maps=maps, runs=runs)
+        assert result(task) != "right"
+        assert manager.ended.wait(20)
+        assert manager.starts == 3
+    assert progress(path)[0]["error"] == f"memory of a child was lost (task.0.{PID}.0)"
+
+
+def test_without_a_keeper_the_memory_comes_all_the_same(tmp_path: Path) -> None:
+    path = description(tmp_path, "a")
+    maps, runs = layout(600)
+    write_dump(tmp_path / "a" / "images", PID, runs)
+    with Manager(path, more=f"{DEADLY}\nkeeper._SYS_CLONE = 1 << 20") as manager:  # ENOSYS
+        task = start_task(tmp_path / "a" / "work", PID, "forks", maps=maps, runs=runs)
+        assert result(task) == "right"
+        assert manager.ended.wait(20)
+        assert (manager.status, manager.starts) == (0, 1)
 
 
 def test_a_page_that_nobody_asks_for_comes_too(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from tests.vm.conftest import REPOSITORY, Guest, Guests
 CONTAINERS = ("--cgroup", "/workload/redis", "--container", "memory")
 SCHEMA = json.loads((REPOSITORY / "upgrade/report/schema.json").read_text())
 KILLER = Path(__file__).with_name("killer.py")
+ORPHANED = Path(__file__).with_name("orphaned.py")
 KILLS = 3
+DEATHS = 6
 PAGES = "/run/seamless-upgrade/pages-progress.json"
 
 # Starts with the restore, not when the boot is over: by then all memory has come.
@@ -57,6 +59,7 @@ def test_the_server_was_killed_while_it_served(guest: Guest) -> None:
     assert all(kill["stored"] > 0 for kill in kills)
     journal = guest.shell("journalctl -b -u seamless-upgrade-pages.service --no-pager")
     assert journal.count("code=killed") == KILLS
+    assert "Got notification message" not in journal  # from a process that systemd does not listen to
 
 
 def test_every_page_is_what_it_was(guest: Guest, report: dict[str, Any]) -> None:
@@ -81,3 +84,19 @@ def test_nothing_is_left(guest: Guest) -> None:
     assert "online" in guest.shell("grep -h . /sys/devices/system/memory/memory*/state | sort -u")
     ours = "find /sys/fs/cgroup/system.slice -path '*/seamless-upgrade-*' -name cgroup.procs -exec cat {} +"
     assert guest.shell(ours) == ""  # the containers' tasks are in none of our units
+
+
+def test_systemd_starts_no_server_before_the_keeper_has_handed_over(guest: Guest) -> None:
+    """And it keeps each descriptor once."""
+    guest.machine.put("/opt/orphaned.py", ORPHANED.read_bytes())
+    guest.shell(
+        f"sed -e 's|^ExecStart=.*|ExecStart=/usr/bin/python3 /opt/orphaned.py {DEATHS}|' -e /^Condition/d"
+        " /usr/local/lib/systemd/system/seamless-upgrade-pages.service >/run/systemd/system/orphaned.service;"
+        " systemctl daemon-reload; systemctl start orphaned.service"
+    )
+    guest.wait(f"test $(grep -o names /run/orphaned.json | wc -l) = {DEATHS}")
+    starts = json.loads(guest.shell("cat /run/orphaned.json"))
+    assert len(starts) == DEATHS
+    for start in starts:
+        orphan, task = start["names"]
+        assert (orphan.split(".")[0], int(orphan.split(".")[2]), task) == ("orphan", start["fd"], "task")

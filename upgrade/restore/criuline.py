@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 from upgrade.restore import fdstore
 from upgrade.restore.ondemand import SOCKET
@@ -64,7 +65,7 @@ class CriuLine:
 
     def _listen(self) -> socket.socket:
         path = self.container.work / SOCKET
-        fresh = self.container.work / "lazy-pages.new"
+        fresh = Path(address(self.container))
         fresh.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(os.fspath(fresh))
@@ -105,6 +106,11 @@ class CriuLine:
         finally:
             for fd in fds:
                 os.close(fd)
+
+
+def address(container: Container) -> str:
+    """Return what the socket for a container's connection was bound to; it is renamed later."""
+    return os.fspath(container.work / "lazy-pages.new")
 
 
 def _receive(line: socket.socket, flags: int) -> tuple[bytes, list[int]]:

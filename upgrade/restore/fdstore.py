@@ -7,11 +7,13 @@ closed when the service ends for good.
 
 import array
 import os
+import select
 import socket
 from collections.abc import Sequence
 
 # sd-daemon.h
 LISTEN_FDS_START = 3
+BARRIER_MS = 10_000
 
 
 def notify(*assignments: str, fds: Sequence[int] = ()) -> bool:
@@ -42,6 +44,20 @@ def store(name: str, fd: int) -> bool:
 def remove(name: str) -> bool:
     """Close the stored descriptor of a name."""
     return notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+
+def barrier() -> None:
+    """Wait until systemd has dealt with everything that it was told, but not for ever (sd_notify_barrier(3))."""
+    ours, theirs = os.pipe()
+    try:
+        told = notify("BARRIER=1", fds=[theirs])
+    finally:
+        os.close(theirs)
+    if told:
+        poll = select.poll()
+        poll.register(ours, 0)  # POLLHUP: systemd has closed the other end
+        poll.poll(BARRIER_MS)
+    os.close(ours)
 
 
 def inherited() -> dict[str, int]:

@@ -67,6 +67,9 @@ class Journal:
             begin = self._allocated
             self._allocated = -(-end // _STEP_BYTES) * _STEP_BYTES
             os.posix_fallocate(self._fd, begin, self._allocated - begin)
+            # Mapped now: who is being killed may be denied a page fault, and the kernel's message would be nowhere.
+            at = max(begin, self.used * MESSAGE_BYTES)
+            self._view[at] = self._view[at]
 
 
 def events_file(directory: Path, name: str) -> Path:

@@ -7,7 +7,8 @@ blocks are the frames.
 It may be killed at any moment and started anew: its descriptors are in the FD store of its unit, what the tasks did
 to their memory is in the :mod:`journals <upgrade.restore.journal>`, and the rest the kernel or the images know.
 Names in the store: ``listen.N`` and ``criu.N`` of the Nth container, ``task.N.PID`` of its tasks, ``task.N.PID.SLOT``
-of the child whose fork is message SLOT in its parent's journal, and so on.
+of the child whose fork is message SLOT in its parent's journal, and so on. What it had no time to store its
+:mod:`keeper <upgrade.restore.keeper>` does.
 """
 
 import json
@@ -25,15 +26,17 @@ from threading import Condition, Lock, Thread, stack_size
 from upgrade.criu import pagemap_messages
 from upgrade.errors import UpgradeError
 from upgrade.restore import fdstore
-from upgrade.restore.criuline import CriuLine
+from upgrade.restore.criuline import CriuLine, address
 from upgrade.restore.journal import Journal, events_file, kept_messages
+from upgrade.restore.keeper import Keeper
 from upgrade.restore.lazy import Layout, Pagemap, read_pagemap
 from upgrade.restore.lazytask import WINDOW_PAGES, Task
 from upgrade.restore.ondemand import ANSWERS, PROGRESS
+from upgrade.restore.orphans import adopt
 from upgrade.restore.pagesfile import PagesFile
 from upgrade.restore.pull import Pull
 from upgrade.restore.served import Container, Progress
-from upgrade.userfaultfd import PAGE_BYTES, UFFD_EVENT_FORK
+from upgrade.userfaultfd import PAGE_BYTES
 
 MOST_THREADS = 4
 PROGRESS_MS = 250
@@ -73,6 +76,8 @@ class Server:
         self.journals.mkdir(mode=0o700, exist_ok=True)
         self.progress = Progress(description.with_name(PROGRESS))
         self.lines: list[CriuLine] = []
+        self.adopted: dict[str, str] = {}
+        self.keeper: Keeper | None = None
         self.lock = Lock()
         self.work = Condition(self.lock)
         self.pulls: deque[Pull] = deque()
@@ -87,23 +92,20 @@ class Server:
         """Go on with what an earlier server left, or begin; tells systemd when CRIU may come."""
         if inherited:
             self.progress.recall(self.containers)
+        lines = {address(container): f"criu.{container.number}" for container in self.containers}
+        self.adopted, lost = adopt(self.journals, lines, inherited)
+        for child in lost:
+            self.containers[int(child.split(".")[1])].error = f"memory of a child was lost ({child})"
         self.lines = [CriuLine(c, inherited, self._welcome, self._restored) for c in self.containers]
-        self._find_lost(inherited)
+        try:
+            self.keeper = Keeper()  # before the first thread, and before anything is read
+        except OSError as e:  # without it only a death at the wrong moment takes something along
+            sys.stderr.write(f"page server: {e}\n")
         for name, fd in inherited.items():
             self._adopt(name, fd)
         for _ in range(min(MOST_THREADS, os.cpu_count() or 1)):
             self._thread(self._pull)
         fdstore.ready(f"{len(self.containers)} containers")
-
-    def _find_lost(self, inherited: dict[str, int]) -> None:
-        """Tell of children whose descriptor died with the server before systemd had it."""
-        for path in self.journals.glob("*.events"):
-            for slot, message in enumerate(kept_messages(path)):
-                child = f"{path.stem}.{slot}"
-                if message.event != UFFD_EVENT_FORK or child in inherited:
-                    continue
-                if not events_file(self.journals, child).exists():
-                    self.containers[int(child.split(".")[1])].error = f"memory of a child was lost ({child})"
 
     def _adopt(self, name: str, fd: int) -> None:
         """Go on with a task of an earlier server."""
@@ -147,6 +149,8 @@ class Server:
         for path in self.journals.iterdir():
             path.unlink()
         self.journals.rmdir()
+        if self.keeper is not None:
+            self.keeper.dismiss()
 
     def _welcome(self, container: Container, pid: int, fds: list[int]) -> bool:
         name = f"task.{container.number}.{pid}"
@@ -233,7 +237,7 @@ class Server:
     def _forked(self, container: Container, pagemap: Pagemap, parent: Task, fd: int, slot: int) -> None:
         """Take over the child of a fork; its parent's gate is held, so nothing moves meanwhile."""
         name = f"{parent.name}.{slot}"
-        fdstore.store(name, fd)  # before anything else: nobody else has it
+        fdstore.store(name, fd)
         journal = Journal(self.journals, name, -(-pagemap.pages // WINDOW_PAGES))
         # What its parent had, it has.
         journal.done[:] = parent.journal.done[:]
@@ -244,7 +248,7 @@ class Server:
         task.serve()
         with task.gate.alone():
             # From here on a page that is missing is a page of zeroes, and rightly so.
-            fdstore.remove(task.name)
+            fdstore.remove(self.adopted.get(task.name, task.name))
             os.close(task.fd)
             os.close(task.finished)
             task.journal.close()

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Dumps for the page server, a stand-in for systemd's FD store, and tasks that are restored on demand."""
 
+import ctypes
+import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -13,12 +16,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from memfs import libc
 from upgrade.criu import pagemap_messages
 from upgrade.pagemaps import MAGIC, PE_LAZY, PE_PRESENT
 from upgrade.userfaultfd import PAGE_BYTES
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = Path(__file__).with_name("lazy_task.py")
+# arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/linux/kcmp.h
+SYS_KCMP = 312
+KCMP_FILE = 0
 
 
 def write_pagemap(path: Path, pages_id: int, entries: Iterable[dict[str, int]]) -> None:
@@ -61,8 +68,26 @@ if {pace!r}:
     lazytask.CHUNK_PAGES = 16
     pull = lazytask.Task.pull
     lazytask.Task.pull = lambda self, chunk: (time.sleep({pace!r}), pull(self, chunk))
+{more}
 sys.exit(main(Path({description!r})))
 """
+
+DEADLY = """
+import os, signal
+def deadly(owner, name, when, moment, flag):
+    call = getattr(owner, name)
+    def replaced(*args):
+        if moment == "after":
+            call(*args)
+        if when(*args) and not os.path.exists(flag):
+            os.close(os.open(flag, os.O_CREAT))
+            os.kill(os.getpid(), signal.SIGKILL)
+        if moment == "before":
+            return call(*args)
+    setattr(owner, name, replaced)
+from upgrade.restore import criuline, fdstore, journal, keeper, orphans, pageserver
+"""
+"""Makes a call kill the server, once: the first for which ``when`` holds, and no file is at ``flag``."""
 
 # Puts the descriptors where systemd does, and becomes the server.
 _START = """
@@ -80,16 +105,26 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
 """
 
 
+def same(one: int, other: int) -> bool:
+    """Tell whether two descriptors are of the same open file (kcmp(2))."""
+    ours = os.getpid()
+    return not libc.call("kcmp", SYS_KCMP, *map(ctypes.c_long, (ours, ours, KCMP_FILE, one, other)))
+
+
 class Manager:
     """Keeps the descriptors of a page server and starts it anew when it fails, as systemd does."""
 
-    def __init__(self, description: Path, pace: float = 0) -> None:
-        self.code = _SERVER.format(path=[str(ROOT), *sys.path], description=str(description), pace=pace)
+    def __init__(self, description: Path, pace: float = 0, more: str = "") -> None:
+        """:param more: Python that the server runs before it starts."""
+        self.code = _SERVER.format(
+            path=[str(ROOT), *sys.path], description=str(description), pace=pace, more=more
+        )
         self.path = description.with_name("notify")
         self.line = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.line.bind(str(self.path))
         self.line.settimeout(0.01)
         self.fds: dict[str, int] = {}
+        self.names: list[str] = []
         self.ready = threading.Event()
         self.ended = threading.Event()
         self.starts = 0
@@ -123,19 +158,31 @@ class Manager:
     def _start(self) -> "subprocess.Popen[bytes]":
         self.ready.clear()
         self.starts += 1
-        return subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(list(self.fds.items())), self.code],
-            pass_fds=list(self.fds.values()),
-            env={**os.environ, "NOTIFY_SOCKET": str(self.path)},
-        )
+        self.group, theirs = os.pipe()
+        high = fcntl.fcntl(theirs, fcntl.F_DUPFD, 500)  # not among what the server is given
+        os.close(theirs)
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-c", _START, json.dumps(list(self.fds.items())), self.code],
+                pass_fds=[*self.fds.values(), high],
+                env={**os.environ, "NOTIFY_SOCKET": str(self.path)},
+            )
+        finally:
+            os.close(high)
+
+    def _gone(self) -> bool:
+        """Tell whether nothing is left of the server: it and its keeper have the other end of a pipe."""
+        return bool(select.select([self.group], [], [], 0)[0])
 
     def _run(self) -> None:
         while True:
             status = self.process.poll()
+            gone = status is not None and self._gone()
             while self._take():
                 pass
-            if status is None:
+            if not gone:
                 continue
+            os.close(self.group)
             if status == 0 or self.hold:
                 self.status = status
                 self.ended.set()
@@ -150,9 +197,15 @@ class Manager:
         told = dict(line.split("=", 1) for line in data.decode().split("\n"))
         if "FDSTORE" in told:
             assert told["FDPOLL"] == "0"
+            self.names.append(told["FDNAME"])
+            if any(same(fd, fds[0]) for fd in self.fds.values()):
+                os.close(fds[0])
+                return True
             if told["FDNAME"] in self.fds:
                 os.close(self.fds.pop(told["FDNAME"]))
             self.fds[told["FDNAME"]] = fds[0]
+        elif "BARRIER" in told:
+            os.close(fds[0])
         elif "FDSTOREREMOVE" in told:
             os.close(self.fds.pop(told["FDNAME"]))
         elif "READY" in told:

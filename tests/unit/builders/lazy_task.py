@@ -186,7 +186,10 @@ class Task:
             self.told["depth"] = self.told.get("depth", 0) + 1
             self.random.seed(os.getpid())
             self.act_for(self.told.get("seconds", 0))
+            if self.told["scenario"] == "forks" and self.told["depth"] < 2:
+                self.fork()
             self.look_all()
+            self.reap()
         except BaseException:
             traceback.print_exc()
             return 1
@@ -215,6 +218,10 @@ def main() -> None:
         task.look_all(addresses)
     elif told["scenario"] == "acts":
         task.act_for(told["seconds"])
+        task.look_all()
+        task.reap()
+    elif told["scenario"] == "forks":  # one child, and one of that
+        task.fork()
         task.look_all()
         task.reap()
     elif told["scenario"] == "after":  # everything has come before the first look
