@@ -20,7 +20,7 @@ from typing import Any
 
 from upgrade import pagemaps
 from upgrade.criu import image_messages
-from upgrade.dump import frames, threads
+from upgrade.dump import frames
 from upgrade.host import Host
 from upgrade.pagemaps import PAGE_BYTES, PE_LAZY, PE_PARENT, PE_PRESENT
 
@@ -48,8 +48,8 @@ class Parent:
     def __init__(self, host: Host, images: Path) -> None:
         self.host = host
         self.images = images
-        self.tasks: dict[int, int] = {}
-        """Of each task its PID by the number that CRIU knows it by."""
+        self.tasks: list[int] = []
+        """The numbers that CRIU knows them by."""
 
     def make(self, root_pid: int, pids: Iterable[int]) -> None:
         """Make the parent and have the kernel note what changes; best just before the freeze."""
@@ -70,7 +70,7 @@ class Parent:
             except OSError:
                 continue  # it has ended; whatever else: it is dumped as a whole
             (directory / f"pagemap-{number}.img").symlink_to(everything.name)
-            self.tasks[number] = pid
+            self.tasks.append(number)
 
     def _worth_it(self, root_pid: int, pids: Iterable[int]) -> Iterator[tuple[int, int]]:
         """Return of each task with many pages in memory its number in the namespace of the tree's root, and its PID.
@@ -100,33 +100,27 @@ class Parent:
 
         :raises UpgradeError: if CRIU wrote what cannot be understood
         """
-        for number, pid in self.tasks.items():
+        for number in self.tasks:
             path = self.images / f"pagemap-{number}.img"
             if path.exists():  # it may have ended before the freeze
-                self._flatten(path, pid)
+                _flatten(path)
         (self.images / LINK).unlink(missing_ok=True)
         if (self.images / NAME).exists():
             shutil.rmtree(self.images / NAME)
 
-    def _flatten(self, path: Path, pid: int) -> None:
-        """Say of one task's pages that they are all there."""
-        file, entries = pagemaps.read(path)
-        found = list(entries)
-        if not any(flags & PE_PARENT for _, _, flags in found):
-            return
-        vmas = _vmas(path.with_name(path.name.replace("pagemap-", "mm-")))
-        pagemaps.write(path, file, merged(present(found, lazy_edges(vmas, self._stacks(pid)))))
-        pages = self.images / file
-        if not pages.is_symlink():  # there were too few links: its pages are all to be found in their frames
-            pages.unlink(missing_ok=True)
-            pages.symlink_to(frames.NOWHERE)
 
-    def _stacks(self, pid: int) -> Iterator[int]:
-        """Return the stack pointers of a stopped task's threads."""
-        for thread in self.host.list(f"/proc/{pid}/task"):
-            pointer = threads.stack_pointer(self.host.read_or(f"/proc/{pid}/task/{thread}/syscall", ""))
-            if pointer is not None:
-                yield pointer
+def _flatten(path: Path) -> None:
+    """Say of one task's pages that they are all there."""
+    file, entries = pagemaps.read(path)
+    found = list(entries)
+    if not any(flags & PE_PARENT for _, _, flags in found):
+        return
+    vmas = _vmas(path.with_name(path.name.replace("pagemap-", "mm-")))
+    pagemaps.write(path, file, merged(present(found, lazy_edges(vmas))))
+    pages = path.with_name(file)
+    if not pages.is_symlink():  # there were too few links: its pages are all to be found in their frames
+        pages.unlink(missing_ok=True)
+        pages.symlink_to(frames.NOWHERE)
 
 
 def _size(status: dict[str, str], name: str) -> int:
@@ -140,10 +134,11 @@ def _vmas(path: Path) -> Sequence[Any]:
     return vmas
 
 
-def lazy_edges(vmas: Iterable[Any], stacks: Iterable[int]) -> list[int]:
+def lazy_edges(vmas: Iterable[Any]) -> list[int]:
     """Return where begins and ends, in turn, what CRIU lets a restore delay.
 
-    criu/include/vma.h, vma_entry_can_be_lazy(); not the page that a thread's stack pointer is in (criu/mem.c)
+    criu/include/vma.h, vma_entry_can_be_lazy(). That it means to leave out the stacks' pages in use has no effect:
+    criu/mem.c, is_stack() compares the wrong bits.
     """
     edges: list[int] = []
     for start, end in sorted((vma.start, vma.end) for vma in vmas if _can_be_lazy(vma)):
@@ -151,10 +146,6 @@ def lazy_edges(vmas: Iterable[Any], stacks: Iterable[int]) -> list[int]:
             edges[-1] = max(end, edges[-1])
         else:
             edges += (start, end)
-    for page in {pointer & -PAGE_BYTES for pointer in stacks}:
-        index = bisect_right(edges, page)
-        if index % 2:
-            edges[index:index] = (page, page + PAGE_BYTES)
     return edges
 
 

@@ -75,17 +75,8 @@ def vdso_span(maps: str) -> tuple[int, int] | None:
 
 def instruction_pointer(syscall: str) -> int | None:
     """Return a stopped thread's instruction pointer (``/proc/PID/task/TID/syscall``); None while it runs."""
-    return _last(syscall, 1)
-
-
-def stack_pointer(syscall: str) -> int | None:
-    """Return a stopped thread's stack pointer, from the same text."""
-    return _last(syscall, 2)
-
-
-def _last(syscall: str, place: int) -> int | None:
     words = syscall.split()
-    return int(words[-place], 16) if len(words) >= 3 else None
+    return int(words[-1], 16) if len(words) >= 3 else None
 
 
 def count(host: Host, pids: Iterable[int]) -> int:
