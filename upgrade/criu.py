@@ -199,6 +199,5 @@ def log_errors(log: Path, limit: int = 3) -> list[str]:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return []
-    return [line.partition(" ")[2].strip() for line in lines if "Error (" in line and NO_PARENT not in line][
-        :limit
-    ]
+    errors = [line for line in lines if "Error (" in line and NO_PARENT not in line]
+    return [line.partition(" ")[2].strip() for line in errors[:limit]]

@@ -85,6 +85,14 @@ def test_criu_is_asked_for_what_a_jump_needs(dumps: Dumps, criu: FakeCriu, tmp_p
     assert not options.leave_stopped
 
 
+@pytest.mark.parametrize("answer", [{"success": False}, {"mem_track": False}])
+def test_a_criu_that_cannot_tell_what_changed_dumps_everything(
+    dumps: Dumps, criu: FakeCriu, answer: dict[str, bool]
+) -> None:
+    criu.on("FEATURE_CHECK", ["answer", {"mem_track": False} | answer])
+    assert not dumps.tracks_memory
+
+
 @pytest.mark.parametrize("tracks", [True, False])
 def test_what_did_not_change_is_left_out_if_the_kernel_can_tell(
     dumps: Dumps, machine: Machine, criu: FakeCriu, tmp_path: Path, tracks: bool

@@ -15,7 +15,7 @@ from typing import Any
 
 from upgrade import cgroup
 from upgrade.config import Config
-from upgrade.criu import Criu, log_errors, messages
+from upgrade.criu import Criu, CriuError, log_errors, messages
 from upgrade.dump import frames
 from upgrade.dump.parent import Parent
 from upgrade.engines.base import Container, Engine, Images
@@ -130,8 +130,11 @@ class Dumps:
     @cached_property
     def tracks_memory(self) -> bool:
         """Tell whether CRIU can leave out what did not change."""
-        with Criu() as criu:
-            return criu.tracks_memory()
+        try:
+            with Criu() as criu:
+                return criu.tracks_memory()
+        except CriuError:  # if there is more to it than this, the dump says what
+            return False
 
     def watch(self) -> None:
         """Have the kernel note which pages change from now on; only these go through CRIU's pipes."""

@@ -25,7 +25,7 @@ from upgrade.host import Host
 from upgrade.pagemaps import PAGE_BYTES, PE_LAZY, PE_PARENT, PE_PRESENT
 
 NAME = "unchanged"
-LINK = "parent"  # criu/include/magic.h, CR_PARENT_LINK; CRIU makes it
+LINK = "parent"  # criu/include/image.h, CR_PARENT_LINK; CRIU makes it
 # With less the pipe is faster than writing the pagemap again.
 FEW_BYTES = 16 << 20
 # Everything that a task may map (CRIU knows 47 bits), in counts that have 32 bits before CRIU 4.2.
