@@ -22,6 +22,8 @@ from upgrade.process import environment, missing
 
 MESSAGE_BYTES = 1 << 20
 ROLLBACK_S = 120
+# It says so of each task that has none, and goes on (criu/page-xfer.c, open_page_local_xfer()).
+NO_PARENT = "No parent image found"
 
 Notify = Callable[[str, int], bool]
 """Called with a notification's name and process id; the answer goes to CRIU."""
@@ -62,7 +64,15 @@ def messages() -> ModuleType:
 
 
 def pagemap_messages() -> ModuleType:
-    """Return pycriu's ``pagemap_pb2``, under the name that pycriu itself gives it.
+    """Return pycriu's ``pagemap_pb2``.
+
+    :raises DependencyMissing: if pycriu is not installed
+    """
+    return image_messages("pagemap_pb2")
+
+
+def image_messages(name: str) -> ModuleType:
+    """Return one of pycriu's modules of image messages, under the name that pycriu itself gives it.
 
     :raises DependencyMissing: if pycriu is not installed
     """
@@ -70,10 +80,10 @@ def pagemap_messages() -> ModuleType:
     if images not in sys.path:  # as pycriu.images does: its modules import each other by their bare names
         sys.path.append(images)
     try:
-        return importlib.import_module("pagemap_pb2")
+        return importlib.import_module(name)
     except ImportError as e:
         raise DependencyMissing(
-            f"has no pagemap_pb2: {e}", subject="pycriu", hint="apt-get install python3-pycriu"
+            f"has no {name}: {e}", subject="pycriu", hint="apt-get install python3-pycriu"
         ) from e
 
 
@@ -125,6 +135,13 @@ class Criu:
         """Ask for the version."""
         answer = self._call(self.rpc.criu_req(type=self.rpc.VERSION)).version
         return CriuVersion(answer.major_number, answer.minor_number, answer.sublevel)
+
+    def tracks_memory(self) -> bool:
+        """Ask whether a dump can leave out pages that did not change (the kernel's soft-dirty bits)."""
+        request = self.rpc.criu_req(
+            type=self.rpc.FEATURE_CHECK, features=self.rpc.criu_features(mem_track=True)
+        )
+        return bool(self._call(request).features.mem_track)
 
     def dump(self, options: Any, notify: Notify) -> None:
         """Dump a tree; returns after CRIU has ended its part, whatever ``notify`` answered."""
@@ -182,4 +199,5 @@ def log_errors(log: Path, limit: int = 3) -> list[str]:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return []
-    return [line.partition(" ")[2].strip() for line in lines if "Error (" in line][:limit]
+    errors = [line for line in lines if "Error (" in line and NO_PARENT not in line]
+    return [line.partition(" ")[2].strip() for line in errors[:limit]]

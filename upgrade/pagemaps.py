@@ -9,7 +9,7 @@ stand still meanwhile. For the same reason the numbers are kept in arrays.
 import re
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,24 +76,38 @@ def read(path: Path) -> tuple[str, Iterator[tuple[int, int, int]]]:
     :raises UpgradeError: if it cannot be understood; while the runs are read, too
     """
     rpc = pagemap_messages()
-    messages = _messages(path)
+    found = messages(path, MAGIC)
     try:
-        head = rpc.pagemap_head.FromString(next(messages))
+        head = rpc.pagemap_head.FromString(next(found))
     except UpgradeError:
         raise
     except StopIteration:
         raise UpgradeError("ends before its head", subject=str(path)) from None
     except Exception as e:  # DecodeError is a ValueError in one implementation of protobuf only
         raise UpgradeError(f"cannot be read: {e!r}", subject=str(path)) from e
-    return f"pages-{head.pages_id}.img", _entries(path, messages, rpc)
+    return f"pages-{head.pages_id}.img", _entries(path, found, rpc)
 
 
-def _entries(path: Path, messages: Iterator[bytes], rpc: Any) -> Iterator[tuple[int, int, int]]:
+def write(path: Path, file: str, entries: Iterable[tuple[int, int, int]]) -> None:
+    """Write what :func:`read` returns."""
+    rpc = pagemap_messages()
+    # CRIU 4.2 moved the count to a field of 64 bits; the old one is still required.
+    moved = {"compat_nr_pages": 0} if _moved(rpc) else {}
+    found = [rpc.pagemap_entry(vaddr=a, nr_pages=n, flags=flags, **moved) for a, n, flags in entries]
+    head = rpc.pagemap_head(pages_id=int(file.removeprefix("pages-").removesuffix(".img")))
+    write_messages(path, MAGIC, [head, *found])
+
+
+def _moved(rpc: Any) -> bool:
+    return "compat_nr_pages" in rpc.pagemap_entry.DESCRIPTOR.fields_by_name
+
+
+def _entries(path: Path, found: Iterator[bytes], rpc: Any) -> Iterator[tuple[int, int, int]]:
     parse = rpc.pagemap_entry.FromString
     # CRIU 4.2 moved the count to a field of 64 bits and writes 0 to the old one.
-    moved = "compat_nr_pages" in rpc.pagemap_entry.DESCRIPTOR.fields_by_name
+    moved = _moved(rpc)
     try:
-        for message in messages:
+        for message in found:
             entry = parse(message)
             pages = (entry.nr_pages or entry.compat_nr_pages) if moved else entry.nr_pages
             yield entry.vaddr, pages, entry.flags or _flags(entry)
@@ -103,11 +117,15 @@ def _entries(path: Path, messages: Iterator[bytes], rpc: Any) -> Iterator[tuple[
         raise UpgradeError(f"cannot be read: {e!r}", subject=str(path)) from e
 
 
-def _messages(path: Path) -> Iterator[bytes]:
+def messages(path: Path, magic: bytes) -> Iterator[bytes]:
+    """Return the messages of an image of CRIU that begins with ``magic``.
+
+    :raises UpgradeError: if it is no such image, or cut off
+    """
     data = path.read_bytes()
-    if not data.startswith(MAGIC):
-        raise UpgradeError("is no pagemap", subject=str(path))
-    at, end = len(MAGIC), len(data)
+    if not data.startswith(magic):
+        raise UpgradeError(f"is no {path.name.partition('-')[0]}", subject=str(path))
+    at, end = len(magic), len(data)
     length = struct.Struct("<I").unpack_from
     while at < end:
         start = at + 4
@@ -115,6 +133,15 @@ def _messages(path: Path) -> Iterator[bytes]:
         if at > end:  # protobuf may well accept a part of a message
             raise UpgradeError("is cut off", subject=str(path))
         yield data[start:at]
+
+
+def write_messages(path: Path, magic: bytes, found: Iterable[Any]) -> None:
+    """Write an image of CRIU."""
+    parts = [magic]
+    for message in found:
+        raw = message.SerializeToString()
+        parts += (struct.pack("<I", len(raw)), raw)
+    path.write_bytes(b"".join(parts))
 
 
 def _flags(entry: Any) -> int:

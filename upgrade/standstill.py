@@ -51,6 +51,7 @@ class Standstill:
         peers.prepare()
         freezable = filesystems.writable(self.host, [paths.STORE])
         remote = filesystems.remote(self.host)
+        self.dumps.watch()
         with self.events.step("freezing the containers"):
             session = self._freeze(session)
         with self.events.step("dumping"):

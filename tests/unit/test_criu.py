@@ -35,6 +35,15 @@ def test_the_version_is_asked_for(criu: FakeCriu, version: list[int | None], tex
     assert client.process.returncode == 0
 
 
+def test_a_parent_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+    log = tmp_path / "dump.log"
+    log.write_text(
+        "(00.1) Error (criu/page-xfer.c:408): No parent image found, though parent directory is set: Success\n"
+        "(00.2) Error (criu/a.c:1): first\n"
+    )
+    assert log_errors(log) == ["Error (criu/a.c:1): first"]
+
+
 def test_versions_are_compared_as_a_whole() -> None:
     assert CriuVersion(4, 1, 1) == CriuVersion(4, 1, 1) != CriuVersion(4, 1, 0)
 

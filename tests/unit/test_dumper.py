@@ -13,6 +13,7 @@ from builders.host import Machine
 
 from upgrade.config import Config
 from upgrade.dump.dumper import LOG, Dumps
+from upgrade.dump.parent import FEW_BYTES, NAME
 from upgrade.engines.base import Container, Images
 from upgrade.engines.cgroup import CgroupEngine
 from upgrade.errors import UpgradeError
@@ -82,6 +83,50 @@ def test_criu_is_asked_for_what_a_jump_needs(dumps: Dumps, criu: FakeCriu, tmp_p
     assert options.network_lock == dumps.dumps[0].criu.rpc.SKIP
     assert not options.leave_running
     assert not options.leave_stopped
+
+
+@pytest.mark.parametrize("answer", [{"success": False}, {"mem_track": False}])
+def test_a_criu_that_cannot_tell_what_changed_dumps_everything(
+    dumps: Dumps, criu: FakeCriu, answer: dict[str, bool]
+) -> None:
+    criu.on("FEATURE_CHECK", ["answer", {"mem_track": False} | answer])
+    assert not dumps.tracks_memory
+
+
+@pytest.mark.parametrize("tracks", [True, False])
+def test_what_did_not_change_is_left_out_if_the_kernel_can_tell(
+    dumps: Dumps, machine: Machine, criu: FakeCriu, tmp_path: Path, tracks: bool
+) -> None:
+    criu.on("FEATURE_CHECK", ["answer", {"mem_track": tracks}])
+    criu.on("DUMP", *HELD)
+    machine.cgroup("/c0", [500])
+    machine.process(500, status=f"NSpid:\t500\nRssAnon:\t{FEW_BYTES >> 10} kB\nVmSwap:\t0 kB")
+    machine.file("/proc/500/clear_refs", "")
+    images = dumps.prepare(Engine(dumps.host), container(0), tmp_path / "images", in_place=True)
+    assert not (images.directory / NAME).exists()
+    dumps.watch()
+    assert machine.written("/proc/500/clear_refs") == ["4"] * tracks
+    dumps.start()
+    dumps.wait_until_held()
+    options = criu.options("DUMP")
+    assert (options.track_mem, options.parent_img) == ((True, NAME) if tracks else (False, ""))
+    assert not (images.directory / NAME).exists()
+
+
+def test_images_that_cannot_be_understood_end_the_dump(
+    dumps: Dumps, machine: Machine, criu: FakeCriu, tmp_path: Path
+) -> None:
+    criu.on("FEATURE_CHECK", ["answer", {"mem_track": True}])
+    criu.on("DUMP", ["write", "pagemap-500.img", "no pagemap"], *HELD)
+    machine.cgroup("/c0", [500])
+    machine.process(500, status=f"NSpid:\t500\nRssAnon:\t{FEW_BYTES >> 10} kB")
+    machine.file("/proc/500/clear_refs", "")
+    dumps.prepare(Engine(dumps.host), container(0), tmp_path / "images", in_place=True)
+    dumps.watch()
+    dumps.start()
+    with pytest.raises(UpgradeError, match="is no pagemap"):
+        dumps.wait_until_held()
+    assert ended(dumps)
 
 
 def test_criu_is_started_before_the_freeze_and_ends_unused(

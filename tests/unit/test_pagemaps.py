@@ -109,6 +109,19 @@ def test_a_count_of_64_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "pagemap-1.img").write_bytes(MAGIC + b"".join(struct.pack("<I", len(r)) + r for r in raw))
     monkeypatch.setattr(pagemaps, "pagemap_messages", lambda: Messages)
     assert runs(read_all(tmp_path)[0]) == [(0, 2**33), (4096, 5)]
+    pagemaps.write(tmp_path / "pagemap-1.img", "pages-1.img", [(4096, 2**34, PRESENT)])
+    assert runs(read_all(tmp_path)[0]) == [(4096, 2**34)]
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "pagemap-1.img"
+    entries = [(0x1000, 2**32 - 1, PRESENT), (0x7FFFFFFFF000, 1, PRESENT | LAZY)]
+    pagemaps.write(path, "pages-12.img", entries)
+    file, found = pagemaps.read(path)
+    assert (file, list(found)) == ("pages-12.img", entries)
+    with path.open("rb") as f:
+        head, first, _ = images.load(f)["entries"]
+    assert (head["pages_id"], first["nr_pages"]) == (12, 2**32 - 1)
 
 
 def test_a_file_that_is_cut_off_is_an_error_wherever_it_is_cut(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ rolls back and the tasks run on.
 import os
 import threading
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from upgrade import cgroup
 from upgrade.config import Config
-from upgrade.criu import Criu, log_errors, messages
+from upgrade.criu import Criu, CriuError, log_errors, messages
 from upgrade.dump import frames
+from upgrade.dump.parent import Parent
 from upgrade.engines.base import Container, Engine, Images
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
@@ -29,11 +31,14 @@ LOG_LEVEL = 2  # criu/include/log.h, LOG_WARN: what is logged at more costs down
 class Dump(threading.Thread):
     """One container's dump. Its CRIU is started here, long before the freeze."""
 
-    def __init__(self, engine: Engine, container: Container, images: Images) -> None:
+    def __init__(
+        self, engine: Engine, container: Container, images: Images, parent: Parent | None = None
+    ) -> None:
         super().__init__(name=f"dump {container.name}", daemon=True)
         self.engine = engine
         self.container = container
         self.images = images
+        self.parent = parent
         self.criu = Criu()
         self.arrived = threading.Event()  # held, or failed
         self.answer = threading.Event()
@@ -75,10 +80,14 @@ class Dump(threading.Thread):
             network_lock=rpc.SKIP,
         )
         self.engine.dump_options(self.container, options)
+        if self.parent is not None:
+            self.parent.options(options)
         return options
 
     def _notify(self, script: str, _pid: int) -> bool:
         if script == "post-dump":
+            if self.parent is not None:
+                self.parent.dissolve()
             self.held = True
             self.arrived.set()
             self.answer.wait()
@@ -110,11 +119,28 @@ class Dumps:
         """
         images = Images(directory, directory)
         directory.mkdir(mode=0o700)
+        parent = None
         if in_place:
+            parent = Parent(self.host, directory) if self.tracks_memory else None
             frames.prepare(directory, LINKS_PER_TASK * len(cgroup.pids(self.host, container.cgroup)))
         engine.prepare_images(container, images)
-        self.dumps.append(Dump(engine, container, images))
+        self.dumps.append(Dump(engine, container, images, parent))
         return images
+
+    @cached_property
+    def tracks_memory(self) -> bool:
+        """Tell whether CRIU can leave out what did not change."""
+        try:
+            with Criu() as criu:
+                return criu.tracks_memory()
+        except CriuError:  # if there is more to it than this, the dump says what
+            return False
+
+    def watch(self) -> None:
+        """Have the kernel note which pages change from now on; only these go through CRIU's pipes."""
+        for dump in self.dumps:
+            if dump.parent is not None:
+                dump.parent.make(dump.container.root_pid, cgroup.pids(self.host, dump.container.cgroup))
 
     def start(self) -> None:
         """Begin to dump everything."""

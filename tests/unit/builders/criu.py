@@ -85,6 +85,8 @@ for step, *arguments in plan.get(kind, []):
             answer.version.major_number, answer.version.minor_number = major, minor
             if sublevel is not None:
                 answer.version.sublevel = sublevel
+        if request.type == rpc.FEATURE_CHECK:
+            answer.features.mem_track = request.features.mem_track and arguments[0]["mem_track"]
         line.send(answer.SerializeToString())
 """
 
