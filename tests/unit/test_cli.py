@@ -541,6 +541,26 @@ def test_a_unit_that_does_not_start_is_noticed(
     assert "did not start" in answer.err
 
 
+def test_a_unit_that_is_slow_to_start_is_waited_for(
+    call: Call, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To say of an upgrade that goes on that it did not start would be worse than to wait."""
+    monkeypatch.setattr("upgrade.cli.run.UNIT_START_S", 0.05)
+    asked: list[bool] = []
+
+    def busy() -> bool:
+        asked.append(True)
+        if len(asked) == 4:  # the first is asked before it is started
+            paths.OUTCOME.write_text(outcome(1))
+        return len(asked) > 1
+
+    monkeypatch.setattr("upgrade.cli.run._is_busy", busy)
+    answer = call("run", "--yes", *UPGRADE)
+    assert answer.status == ExitStatus.FAILED
+    assert "no room" in answer.err
+    assert "did not start" not in answer.err
+
+
 def test_ctrl_c_aborts_the_run_and_tells_how_it_ended(call: Call, programs: Programs) -> None:
     stopped = f"echo '{outcome(130)}' > {paths.OUTCOME}"
     programs.add(

@@ -180,17 +180,19 @@ def test_locked_pages_stay(device: Path, other_frames: None) -> None:
     with Child(lock) as child:
         child.go()
         done = gather.gather([child.pid], elsewhere(child.pid), step_bytes=STEP)
-    assert done.left[stragglers.LOCKED] >= 2 * MIB_PAGES
+    # some wait in lists of the processors to be marked as locked: mm/mlock.c, mlock_folio()
+    assert done.left[stragglers.LOCKED] >= MIB_PAGES
 
 
 @CAN_SWAP
 def test_a_full_range_ends_it(device: Path) -> None:
     with Child(lambda: private(32)) as child:
         child.go()
-        done = gather.gather([child.pid], [Range(END, PAGE_BYTES)], step_bytes=STEP)
+        done = gather.gather([child.pid], [Range(END, PAGE_BYTES)], step_bytes=STEP // 2)
     assert done.moved == 0
     assert done.left[stragglers.NO_ROOM] >= 32 * MIB_PAGES
-    assert done.steps < 32
+    # it would be more than 64; steps of which the kernel paged little out, as it does under load, do not count
+    assert done.steps < 60
 
 
 @CAN_SWAP

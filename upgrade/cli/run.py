@@ -58,13 +58,17 @@ def main(options: argparse.Namespace) -> int:
 
 def refuse_second() -> None:
     """Refuse if an upgrade runs already."""
-    state = run(["systemctl", "is-active", paths.RUN_UNIT], check=False).stdout.strip()
-    if state in ("active", "activating", "deactivating"):
+    if _is_busy():
         raise Refusal(
             "an upgrade runs already",
             subject=paths.RUN_UNIT,
             hint="seamless-upgrade status --wait, or seamless-upgrade abort",
         )
+
+
+def _is_busy() -> bool:
+    state = run(["systemctl", "is-active", paths.RUN_UNIT], check=False).stdout.strip()
+    return state in ("active", "activating", "deactivating")
 
 
 def _ask(situation: Situation, checks: Iterable[Check]) -> None:
@@ -110,7 +114,7 @@ def _follow() -> dict[str, Any]:
         seen = len(lines)
         if ended is not None:
             return ended
-        if not lines and time.monotonic() - started > UNIT_START_S:
+        if not lines and time.monotonic() - started > UNIT_START_S and not _is_busy():
             raise UpgradeError(
                 "did not start", subject=paths.RUN_UNIT, hint=f"journalctl -u {paths.RUN_UNIT}"
             )
