@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from memfs import evacuate, pmem, ranges, room, store, swap
+from memfs import pmem, ranges, room, store, swap
 from upgrade import cgroup, linux, movers, netlock
 from upgrade.host import Host
 from upgrade.kexec import filesystems, quiesce
@@ -59,10 +59,6 @@ def _blocks(host: Host, *, spans: list[tuple[int, int]]) -> None:
     room.restore([ranges.Range(start, size) for start, size in spans], host.root)
 
 
-def _ordinary_blocks(_host: Host, *, paths: list[str]) -> None:
-    evacuate.restore(map(Path, paths))
-
-
 def _swap_limits(host: Host, *, limits: dict[str, str]) -> None:
     swap.restore(limits, host.root)
 
@@ -85,7 +81,6 @@ ACTIONS: Mapping[str, Callable[..., None]] = {
     "resume": _resume,
     "movers": _movers,
     "blocks": _blocks,
-    "ordinary_blocks": _ordinary_blocks,
     "swap_limits": _swap_limits,
     "unswap": _unswap,
     "remove_file": _remove_file,

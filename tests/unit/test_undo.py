@@ -287,7 +287,6 @@ def test_every_action_survives_being_undone_when_nothing_was_done(
         "resume": {"units": []},
         "movers": {"before": {}},
         "blocks": {"spans": []},
-        "ordinary_blocks": {"paths": [str(tmp_path / "never")]},
         "swap_limits": {"limits": {}},
         "unswap": {"device": str(tmp_path / "never")},
         "remove_file": {"path": "/never"},

@@ -32,6 +32,8 @@ class Condition:
 
     name: str
     script: str
+    copied: float = 0.005
+    """Such a share of a task's own pages may have to be copied at the most."""
 
 
 CONDITIONS = (
@@ -45,6 +47,8 @@ CONDITIONS = (
         "python3 /root/page_out.py $(cat /sys/fs/cgroup/workload/*/cgroup.procs); "
         "cat /proc/swaps >&2; awk '/VmSwap/ {s += $2} END {exit !(s > 1000)}' "
         "$(sed 's,.*,/proc/&/status,' /sys/fs/cgroup/workload/*/cgroup.procs)",
+        # some pages that are in the cache of somebody else's swap device cannot be paged out to ours
+        copied=0.03,
     ),
     Condition(
         "KSM on, THP never",
@@ -112,7 +116,8 @@ def test_there_and_back(guest: Guest, number: int) -> None:
     print(f"{copied} of {total} pages copied; {report['gathering']}")
     # what one task alone has stays; what fork shares may have to be copied
     redis = next(c for c in report["containers"] if c["name"] == "/workload/redis")
-    assert redis["pages_copied"] <= 0.005 * redis["pages_total"] + 16, redis
+    share = CONDITIONS[number % len(CONDITIONS)].copied
+    assert redis["pages_copied"] <= share * redis["pages_total"] + 16, redis
 
 
 def test_status_and_check_tell_where_memory_lies(guest: Guest) -> None:

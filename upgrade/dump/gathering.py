@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memfs import evacuate, gather, hotplug, residency, room, stragglers, swap
+from memfs import gather, hotplug, residency, room, swap
 from memfs.ranges import Range
 from memfs.residency import Residency
 from upgrade import cgroup
@@ -40,8 +40,6 @@ class Gathering:
     refaults: int = 0
     """How often the containers themselves wanted a page while it was away."""
     dropped_cache: bool = False
-    emptied_blocks: int = 0
-    """Memory blocks that were emptied because pages were left in them."""
     left: Mapping[str, int] = field(default_factory=dict)
     """Why pages still lie elsewhere."""
 
@@ -55,7 +53,6 @@ class Gathering:
             "longest_step_seconds": self.longest_step_ns / 1e9,
             "refaults": self.refaults,
             "dropped_cache": self.dropped_cache,
-            "emptied_blocks": self.emptied_blocks,
             "left": dict(self.left),
         }
 
@@ -148,34 +145,16 @@ class Gatherer:
         self.undo.forget("unswap")
         self.undo.forget("swap_limits")
         after = survey(self.host, containers, spans)
-        emptied = evacuate.Evacuated()
-        left = dict(moved.left)
-        if is_worth_it(after):
-            emptied = self._empty(after, parts)
-            after = survey(self.host, containers, spans)
-            left = stragglers.reasons(pids, parts, proc=self.host.path("/proc"))
         return Gathering(
             pages=after.total.pages,
             outside_before=outside(found),
             outside_after=after.total.outside + after.total.swapped,
-            duration_ns=made.duration_ns + moved.duration_ns + emptied.duration_ns,
+            duration_ns=made.duration_ns + moved.duration_ns,
             longest_step_ns=moved.longest_step_ns,
             refaults=moved.refaults,
             dropped_cache=made.dropped_cache,
-            emptied_blocks=emptied.emptied,
-            left=left,
+            left=dict(moved.left),
         )
-
-    def _empty(self, found: Residency, parts: Sequence[Range]) -> evacuate.Evacuated:
-        """Empty the memory blocks in which pages were left, as far as there is room for them."""
-        ours = evacuate.blocks(parts, found.frames, self.host.root)
-        free = room.free_bytes(room.blocks(parts, found.frames, self.host.root)) // PAGE_BYTES
-        wanted = min(outside(found), free)
-        self.events.say(f"  {outside(found)} pages are left; emptying the memory blocks that hold them")
-        self.undo.push("ordinary_blocks", paths=[str(block.path) for block in ours])
-        done = evacuate.evacuate(ours, wanted)
-        self.undo.forget("ordinary_blocks")
-        return done
 
     def _progress(self, done_bytes: int, total_bytes: int) -> None:
         if done_bytes - self.told_bytes >= PROGRESS_BYTES:
