@@ -17,8 +17,6 @@ from typing import Any
 from memfs import pmem, store, swap
 from memfs.ranges import Range
 from upgrade import budget, cgroup, movers, netconf, paths, plan
-from upgrade.check import catalog, runner
-from upgrade.check.situation import Situation
 from upgrade.config import Config
 from upgrade.dump.dumper import Dumps
 from upgrade.engines import Container, engine
@@ -57,9 +55,6 @@ class Transaction:
             first_tie = self.events.clock.tie()
             with step("looking at the host"):
                 the_plan = plan.make(self.host, self.request, self.config)
-                checks = [c for c in runner.chosen(catalog.checks(), (), self.request.skip) if c.in_run]
-                # not kept: it holds a whole kernel by now
-                runner.refuse(runner.run(checks, Situation(self.host, self.request, self.config)))
                 run(["criu", "check"])  # also fills /run/criu.kdat, before the containers stand still
             for warning in the_plan.warnings:
                 self.events.warn(warning)
