@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from memfs import pmem, ranges, room, store, swap
+from memfs import pmem, ranges, store
 from upgrade import cgroup, linux, movers, netlock
 from upgrade.host import Host
 from upgrade.kexec import filesystems, quiesce
@@ -56,14 +56,20 @@ def _movers(host: Host, *, before: dict[str, str]) -> None:
 
 
 def _blocks(host: Host, *, spans: list[tuple[int, int]]) -> None:
+    from memfs import room  # numpy: half a second, ten in an emulated machine
+
     room.restore([ranges.Range(start, size) for start, size in spans], host.root)
 
 
 def _swap_limits(host: Host, *, limits: dict[str, str]) -> None:
+    from memfs import swap
+
     swap.restore(limits, host.root)
 
 
 def _unswap(_host: Host, *, device: str) -> None:
+    from memfs import swap
+
     if Path(device).exists():
         swap.remove(Path(device))
 
