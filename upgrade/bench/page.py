@@ -72,7 +72,7 @@ def lines(row: Row, modes: list[str]) -> list[tuple[str, ...]]:
     """Return the lines of a row's table."""
     return [
         (entries[0], *(figure(text) for text in entries[1:]))
-        for entries in (table.entries(row, mode) for mode in modes)
+        for entries in (table.entries(row, mode) for mode in table.tried(row, modes))
     ]
 
 

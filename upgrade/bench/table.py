@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A result as text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from upgrade.bench import statistics
 from upgrade.bench.matrix import BY_NAME
@@ -27,7 +27,7 @@ def lines(result: Result) -> Iterator[str]:
     for row in sorted(result.rows, key=lambda row: (row.containers, row.memory_mib)):
         yield ""
         yield f"{size(row)}"
-        yield from aligned([COLUMNS, *(entries(row, mode) for mode in result.modes)])
+        yield from aligned([COLUMNS, *(entries(row, mode) for mode in tried(row, result.modes))])
     for count in statistics.counts(result):
         yield from slopes(result, count)
     failed = [(row, cell) for row, cell in result.cells() if not cell.good]
@@ -52,7 +52,7 @@ def size(row: Row) -> str:
 def entries(row: Row, mode: str) -> tuple[str, ...]:
     """Return one line of a row's table."""
     cells = row.of(mode)
-    tried = [cell for cell in row.cells if cell.mode == mode]
+    attempts = [cell for cell in row.cells if cell.mode == mode]
     found = statistics.downtime(row, mode)
     outside = statistics.spread(cell.outside_seconds for cell in cells)
     copied = statistics.spread(float(cell.bytes_copied) for cell in cells)
@@ -64,8 +64,14 @@ def entries(row: Row, mode: str) -> tuple[str, ...]:
         seconds(outside.median) if outside else NONE,
         mebibytes(copied.median / MIB) if copied and copied.median else NONE,
         mebibytes(extra.median / MIB) if extra else NONE,
-        f"{len(cells)} of {len(tried)}" if len(cells) != len(tried) else str(len(cells)),
+        f"{len(cells)} of {len(attempts)}" if len(cells) != len(attempts) else str(len(cells)),
     )
+
+
+def tried(row: Row, modes: Iterable[str]) -> list[str]:
+    """Return the modes that were measured, or failed, at this size."""
+    names = {cell.mode for cell in row.cells}
+    return [mode for mode in modes if mode in names]
 
 
 def inside(cells: list[Cell]) -> bool:
