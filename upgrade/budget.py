@@ -172,8 +172,7 @@ def memory_bytes(host: Host, container: Container) -> int:
         line.split() for line in host.read_or(cgroup.path(container.cgroup, "memory.stat"), "").splitlines()
     )
     if stat:
-        swapped = int(host.read_or(cgroup.path(container.cgroup, "memory.swap.current"), "0"))
-        return int(stat.get("anon", 0)) + int(stat.get("shmem", 0)) + swapped
+        return int(stat.get("anon", 0)) + int(stat.get("shmem", 0)) + swapped_bytes(host, container)
     total = 0
     for pid in cgroup.pids(host, container.cgroup):
         for line in host.read_or(f"/proc/{pid}/status", "").splitlines():

@@ -10,6 +10,7 @@ from upgrade.check.devices import blocks
 from upgrade.check.devices.crypt import opening
 from upgrade.check.devices.root import root
 from upgrade.check.model import Status
+from upgrade.kexec.filesystems import Mount
 
 PASS, WARN, FAIL = Status.PASS, Status.WARN, Status.FAIL
 STATE = "/var/lib/seamless-upgrade"
@@ -85,10 +86,10 @@ def test_a_mount_point_with_a_space(machine: Machine) -> None:
     fake.mounts(machine, ("8:0", "/", "ext4", "/dev/sda"), ("8:1", "/a\\040b", "xfs", "/dev/sdb"))
     found = blocks.mount_of(machine.host, "/a b/c")
     assert found is not None
-    assert found.point == "/a b"
+    assert found.where == "/a b"
     found = blocks.mount_of(machine.host, "/a bc")
     assert found is not None
-    assert found.point == "/"
+    assert found.where == "/"
 
 
 # --- over a network, in memory -------------------------------------------------------------------------------------
@@ -244,6 +245,6 @@ def test_a_header_that_is_not_understood_refuses_nothing(machine: Machine, conte
 def test_a_device_that_is_not_there_refuses_nothing(machine: Machine) -> None:
     encrypted(machine, crypttab="luks UUID=0123 none")
     (machine.root / "dev/sda2").unlink()
-    (layer, *_) = blocks.layers(machine.host, blocks.Mount("/", "ext4", "/dev/mapper/luks", "254:0"))
+    (layer, *_) = blocks.layers(machine.host, Mount("254:0", "/", "ext4", "/dev/mapper/luks", False))
     found = opening(machine.host, layer)
     assert (found.asks, found.key, found.helper) == (False, "", "")

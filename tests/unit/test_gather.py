@@ -191,8 +191,9 @@ def test_a_full_range_ends_it(device: Path) -> None:
         done = gather.gather([child.pid], [Range(END, PAGE_BYTES)], step_bytes=STEP // 2)
     assert done.moved == 0
     assert done.left[stragglers.NO_ROOM] >= 32 * MIB_PAGES
-    # it would be more than 64; steps of which the kernel paged little out, as it does under load, do not count
-    assert done.steps < 60
+    # Half of the 64 steps that the area would take are never made. Pages that fork shares with this process, which may
+    # come first, take steps of their own that say nothing, and so do those of which the kernel paged little out.
+    assert done.steps < done.before.outside // (STEP // 2 // PAGE_BYTES) - 32
 
 
 @CAN_SWAP

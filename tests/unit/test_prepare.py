@@ -15,11 +15,11 @@ from builders.host import Machine
 from builders.programs import Programs
 
 from memfs import ranges
-from upgrade import cli, plan, process
+from upgrade import cli, files, plan, process
 from upgrade.cli import prepare as verb
 from upgrade.errors import Refusal, UpgradeError, UsageError
 from upgrade.host import Host
-from upgrade.prepare import files, grub, loader, memory, pidfloor, preparation, units
+from upgrade.prepare import grub, loader, memory, pidfloor, preparation, units
 from upgrade.prepare import record as records
 from upgrade.prepare.record import Record
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The mounts of a mount namespace (proc_pid_mountinfo(5))."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
-_ESCAPED = re.compile(r"\\([0-7]{3})")
+from upgrade.kexec import filesystems
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +83,8 @@ def _mount(line: str) -> Mount:
         int(number),
         int(parent),
         device,
-        _plain(root),
-        _plain(point),
+        filesystems.unescape(root),
+        filesystems.unescape(point),
         frozenset(options.split(",")),
         right.split()[0],
     )
-
-
-def _plain(text: str) -> str:
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 8)), text)

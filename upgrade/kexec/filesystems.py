@@ -6,6 +6,7 @@ leaves an empty journal, so that the new kernel's mount has nothing to recover.
 """
 
 import errno
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,17 @@ class Mount:
 
 def mounts(host: Host) -> list[Mount]:
     """Return all mounts, in the order in which they were made."""
-    return [_parse(line) for line in host.read("/proc/self/mountinfo").splitlines()]
+    return parse(host.read("/proc/self/mountinfo"))
+
+
+def parse(text: str) -> list[Mount]:
+    """Return what a ``mountinfo`` file says."""
+    return [_parse(line) for line in text.splitlines()]
+
+
+def unescape(text: str) -> str:
+    """Return a path as it is: in ``mountinfo`` some characters stand as octal numbers (fs/proc_namespace.c)."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
 def writable(host: Host, leave_out: Iterable[Path]) -> list[Mount]:
@@ -77,10 +88,4 @@ def _parse(line: str) -> Mount:
     left, _, right = line.partition(" - ")
     _, _, device, _, where, *_ = left.split()
     kind, source, options = right.split(" ", 2)  # a source may be empty
-    return Mount(device, _unescape(where), kind, _unescape(source), "ro" in options.split(","))
-
-
-def _unescape(text: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text
+    return Mount(device, unescape(where), kind, unescape(source), "ro" in options.split(","))

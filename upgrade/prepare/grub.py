@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from upgrade import process
+from upgrade import files, process
 from upgrade.errors import Refusal, UpgradeError
 from upgrade.host import Host
-from upgrade.prepare import files
 from upgrade.process import run
 
 DROP_IN = "/etc/default/grub.d/seamless-upgrade.cfg"

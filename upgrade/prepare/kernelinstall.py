@@ -11,11 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from upgrade import process
+from upgrade import files, process
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.kexec import cmdline
-from upgrade.prepare import files
 from upgrade.process import missing, run
 
 FILE = "/etc/kernel/cmdline"

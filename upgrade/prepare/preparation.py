@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from memfs import hotplug, ranges
 from memfs.ranges import Range
-from upgrade import plan, process
+from upgrade import files, plan, process
 from upgrade.errors import Refusal
 from upgrade.host import Host
-from upgrade.prepare import files, grub, layout, loader, memory, pidfloor, units
+from upgrade.prepare import grub, layout, loader, memory, pidfloor, units
 from upgrade.prepare import record as records
 from upgrade.prepare.loader import Loader
 from upgrade.prepare.outcome import Outcome

@@ -7,10 +7,9 @@ from typing import Any, Self
 
 from memfs import ranges
 from memfs.ranges import Range
-from upgrade import paths
+from upgrade import files, paths
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
-from upgrade.prepare import files
 
 FILE = str(paths.STATE / "prepared.json")
 SCHEMA_VERSION = 1

@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from upgrade import paths
+from upgrade import files, paths
 from upgrade.errors import Refusal
 from upgrade.host import Host
-from upgrade.prepare import files, pidfloor
+from upgrade.prepare import pidfloor
 from upgrade.process import run
 
 SOURCES = Path(__file__).resolve().parents[1] / "units"

@@ -2,10 +2,9 @@
 """Where reports are kept: one JSON file each in a directory, named by the upgrade's id."""
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
+from upgrade import files
 from upgrade.errors import UpgradeError
 from upgrade.report.model import Report
 
@@ -18,22 +17,9 @@ def save(directory: Path, report: Report) -> Path:
     :raises UpgradeError: where it cannot be written
     """
     file = _file(directory, report.id)
-    temporary = directory / f".{report.id}{SUFFIX}.new"
-    data = json.dumps(report.to_json(), indent=1).encode() + b"\n"
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            with os.fdopen(fd, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_directory(directory)
+        files.write(file, json.dumps(report.to_json(), indent=1) + "\n")
     except OSError as e:
         raise UpgradeError(
             f"the report cannot be written: {e.strerror}",
@@ -104,11 +90,3 @@ def _file(directory: Path, id: str) -> Path:
     if not id or id.startswith(".") or "/" in id or "\0" in id:
         raise UpgradeError("not the id of an upgrade", subject=id or "''", hint="take an id from the history")
     return directory / f"{id}{SUFFIX}"
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -8,22 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upgrade.host import Host
+from upgrade.kexec import filesystems
+from upgrade.kexec.filesystems import Mount
 
 MOUNTS = "/proc/self/mountinfo"
 _BLOCK = "/sys/class/block"
 _REMOTE = ("nbd", "rbd", "drbd")
 _MEMORY = ("ram", "zram", "pmem")
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A mounted file system."""
-
-    point: str
-    kind: str
-    source: str
-    number: str
-    """``major:minor`` of its device; of no device if the major number is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +33,10 @@ class Layer:
 def mount_of(host: Host, path: str) -> Mount | None:
     """Return the file system that holds a path."""
     best = None
-    for line in host.read(MOUNTS).splitlines():
-        left, _, right = line.partition(" - ")
-        number, point = left.split()[2], _unescaped(left.split()[4])
-        kind, source = right.split()[:2]
-        above = point.rstrip("/") + "/"
-        if (path + "/").startswith(above) and (best is None or len(point) >= len(best.point)):
-            best = Mount(point, kind, _unescaped(source), number)
+    for mount in filesystems.parse(host.read(MOUNTS)):
+        above = mount.where.rstrip("/") + "/"
+        if (path + "/").startswith(above) and (best is None or len(mount.where) >= len(best.where)):
+            best = mount
     return best
 
 
@@ -67,8 +55,8 @@ def device_name(host: Host, number: str) -> str:
 
 
 def _named(host: Host, mount: Mount) -> str:
-    if not mount.number.startswith("0:"):
-        return device_name(host, mount.number)
+    if not mount.device.startswith("0:"):
+        return device_name(host, mount.device)
     if not mount.source.startswith("/dev/"):
         return ""
     name = mount.source.rpartition("/")[2]  # btrfs has a number of its own
@@ -123,7 +111,3 @@ def _bottom(host: Host, name: str, real: Path) -> tuple[str, str]:
     if name.startswith(_MEMORY):
         return "memory", ""
     return ("usb", "") if re.search(r"/usb\d+/", str(real)) else ("disk", "")
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)

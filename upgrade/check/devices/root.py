@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from upgrade import paths
 from upgrade.check.devices import blocks, crypt
-from upgrade.check.devices.blocks import Layer, Mount
+from upgrade.check.devices.blocks import Layer
 from upgrade.check.model import Finding, failed, passed, warned
 from upgrade.check.situation import Situation, Unknown
 from upgrade.host import Host
+from upgrade.kexec.filesystems import Mount
 
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.glusterfs", "lustre", "gfs2", "ocfs2")
 _MEMORY = ("tmpfs", "ramfs", "rootfs")
@@ -20,15 +21,15 @@ def root(situation: Situation) -> Iterator[Finding]:
     host, seen = situation.host, set()
     for path in ("/", os.fspath(paths.STATE)):
         mount = blocks.mount_of(host, path)
-        if mount is None or mount.point in seen:
+        if mount is None or mount.where in seen:
             continue
-        seen.add(mount.point)
+        seen.add(mount.where)
         below = blocks.layers(host, mount)
         found = [
             *_file_system(situation, mount),
             *(each for layer in below for each in _layer(host, mount, layer)),
         ]
-        yield from found or [passed(mount.point, _chain(mount, below), blocks.MOUNTS)]
+        yield from found or [passed(mount.where, _chain(mount, below), blocks.MOUNTS)]
 
 
 def _chain(mount: Mount, below: list[Layer]) -> str:
@@ -41,7 +42,7 @@ def _file_system(situation: Situation, mount: Mount) -> Iterator[Finding]:
         yield _far(mount, mount.kind, blocks.MOUNTS)
     elif mount.kind in _MEMORY:
         yield warned(
-            mount.point,
+            mount.where,
             f"is a {mount.kind}",
             source=blocks.MOUNTS,
             reason="it is empty in the new kernel: what the upgrade writes there beside the memory range (the plan, "
@@ -59,7 +60,7 @@ def _layer(host: Host, mount: Mount, layer: Layer) -> Iterator[Finding]:
         yield _far(mount, f"{layer.name}, {layer.detail}", f"/sys/class/block/{layer.name}")
     elif layer.kind == "memory":
         yield warned(
-            mount.point,
+            mount.where,
             f"lies on {layer.name}, which is memory",
             source=f"/sys/class/block/{layer.name}",
             reason="a disk in memory does not outlive this kernel, unless its range is on both command lines",
@@ -69,7 +70,7 @@ def _layer(host: Host, mount: Mount, layer: Layer) -> Iterator[Finding]:
 
 def _far(mount: Mount, what: str, source: str) -> Finding:
     return warned(
-        mount.point,
+        mount.where,
         f"lies on {what}: reached over a network",
         source=source,
         reason="the new kernel's initrd has to bring the network up and connect before anything can be restored: the "
@@ -82,13 +83,13 @@ def _zfs(situation: Situation, mount: Mount) -> Iterator[Finding]:
     try:
         release = situation.target.release
     except Unknown:
-        yield passed(mount.point, f"zfs ({mount.source})", blocks.MOUNTS)
+        yield passed(mount.where, f"zfs ({mount.source})", blocks.MOUNTS)
         return
     modules = f"/lib/modules/{release}/modules.dep"
     text = situation.host.read_or(modules, "")
     if text and "/zfs.ko" not in text:
         yield failed(
-            mount.point,
+            mount.where,
             f"is zfs, and {release} has no module for it",
             source=modules,
             reason="the new kernel cannot mount it",
@@ -101,7 +102,7 @@ def _encrypted(host: Host, mount: Mount, layer: Layer) -> Iterator[Finding]:
     name = layer.detail or layer.name
     if found.asks:
         yield failed(
-            f"{mount.point} ({name})",
+            f"{mount.where} ({name})",
             "is encrypted, and somebody has to type the passphrase at boot",
             source=crypt.CRYPTTAB,
             reason="the new kernel waits for it with the containers' memory in its hands, and they stand still until "
@@ -111,7 +112,7 @@ def _encrypted(host: Host, mount: Mount, layer: Layer) -> Iterator[Finding]:
         )
     elif not found.key:
         yield warned(
-            f"{mount.point} ({name})",
+            f"{mount.where} ({name})",
             f"is encrypted, and opened with {found.helper}"
             if found.helper
             else "is encrypted; how it is opened at boot is not in crypttab",

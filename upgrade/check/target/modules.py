@@ -9,6 +9,7 @@ from upgrade.check.situation import Situation, Unknown
 from upgrade.check.target import inuse
 from upgrade.check.target.inuse import Driven
 from upgrade.check.target.use import Use, named
+from upgrade.kexec import filesystems
 from upgrade.kexec.filesystems import Mount
 from upgrade.kexec.modules import DIRECTORIES, Modules
 
@@ -114,9 +115,9 @@ def _is_needed(situation: Situation, mount: Mount) -> bool:
     apart = set(Use(situation).namespaces("mnt"))
     pids = [c.root_pid for c in Use(situation).containers if c.name in apart]
     theirs = {
-        line.split()[2]
+        each.device
         for pid in pids
-        for line in situation.host.read_or(f"/proc/{pid}/mountinfo", "").splitlines()
+        for each in filesystems.parse(situation.host.read_or(f"/proc/{pid}/mountinfo", ""))
     }
     return mount.device in theirs or inuse.is_needed(situation.host, mount)
 

@@ -11,6 +11,7 @@ from upgrade.budget import find_frames
 from upgrade.check.situation import Situation, Unknown
 from upgrade.engines import Container
 from upgrade.errors import UpgradeError
+from upgrade.kexec import filesystems
 
 # e_ident[EI_CLASS] of an ELF file (elf(5))
 _ELFCLASS32 = b"\x7fELF\x01"
@@ -66,8 +67,8 @@ class Use:
 
     def mounted(self, pid: int | str) -> list[str]:
         """Return the types of file systems that a process sees."""
-        lines = self.situation.host.read_or(f"/proc/{pid}/mountinfo", "").splitlines()
-        return sorted({line.partition(" - ")[2].split(" ")[0] for line in lines} - {""})
+        text = self.situation.host.read_or(f"/proc/{pid}/mountinfo", "")
+        return sorted({mount.kind for mount in filesystems.parse(text)})
 
     def with_filesystem(self, kind: str) -> list[str]:
         """Return who has a file system of a type."""
