@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -15,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memfs import libc
+from memfs.pagemap import PAGE_BYTES
 
 # arch/x86/entry/syscalls/syscall_64.tbl
 SYS_SWAPON: Final = 167
 SYS_SWAPOFF: Final = 168
-SYS_PROCESS_VM_READV: Final = 310
 SYS_PROCESS_MADVISE: Final = 440
 
 # include/uapi/asm-generic/mman-common.h
@@ -41,6 +42,7 @@ PAGE_IS_SWAPPED: Final = 1 << 4
 PAGE_IS_PFNZERO: Final = 1 << 5
 
 _REGIONS = 4096  # of one PAGEMAP_SCAN: 96 KiB
+_TOUCH_BYTES = 256 << 10  # of one read of /proc/PID/mem
 
 Extents: TypeAlias = NDArray[np.uint64]
 """One row a run: its address and its length in bytes (``struct iovec``)."""
@@ -106,35 +108,45 @@ def process_madvise(pidfd: int, extents: Extents, advice: int) -> int:
 
 
 def touch(pid: int, addresses: NDArray[np.uint64]) -> int:
-    """Read one byte at each address of another process, which brings its page in; return how many could be read.
+    """Read at each address of another process, ascending, which brings its page in; return how many could be read.
+
+    Through ``/proc/PID/mem``, since process_vm_readv(2) pins pages, and the kernel copies a page that fork(2) shares
+    before it is pinned ("mm/gup: trigger FAULT_FLAG_UNSHARE when R/O-pinning a possibly shared anonymous page",
+    Linux 5.19).
 
     :raises ProcessLookupError: if the process is gone
+    :raises FileNotFoundError: likewise
     """
-    sink = np.empty(UIO_MAXIOV, np.uint8)
-    remote = np.ones((len(addresses), 2), np.uint64)
-    remote[:, 0] = addresses
-    at = read = 0
-    while at < len(remote):
-        batch = remote[at : at + UIO_MAXIOV]
-        local = np.array([sink.ctypes.data, len(batch)], np.uint64)
-        try:
-            done = libc.call(
-                "process_vm_readv",
-                SYS_PROCESS_VM_READV,
-                ctypes.c_int(pid),
-                ctypes.c_void_p(local.ctypes.data),
-                ctypes.c_ulong(1),
-                ctypes.c_void_p(batch.ctypes.data),
-                ctypes.c_ulong(len(batch)),
-                ctypes.c_ulong(0),
-            )
-        except OSError as e:
-            if e.errno != errno.EFAULT:
-                raise
-            done = 0
-        read += done
-        at += done if done == len(batch) else done + 1  # behind one that cannot be read
+    sink = bytearray(_TOUCH_BYTES)
+    read = 0
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for start, length in _runs(addresses):
+            end = start + length
+            while start < end:
+                try:
+                    done = os.preadv(fd, [memoryview(sink)[: end - start]], start)
+                except OSError as e:
+                    if e.errno not in (errno.EIO, errno.EFAULT):
+                        raise
+                    start += PAGE_BYTES  # this one cannot be read
+                    continue
+                if not done:
+                    raise ProcessLookupError(errno.ESRCH, f"process {pid} has no memory any more")
+                pages = -(-done // PAGE_BYTES)
+                read += pages
+                start += pages * PAGE_BYTES
+    finally:
+        os.close(fd)
     return read
+
+
+def _runs(addresses: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+    """Yield address and length of each run that pages form."""
+    if len(addresses):
+        edges = np.flatnonzero(np.diff(addresses) != PAGE_BYTES) + 1
+        for run in np.split(addresses, edges):
+            yield int(run[0]), len(run) * PAGE_BYTES
 
 
 def swapon(device: Path, priority: int = SWAP_HIGHEST) -> None:

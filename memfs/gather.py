@@ -5,8 +5,9 @@ A page that is paged out and read again gets a new frame, and the kernel takes f
 as long as there are any. So: in small steps, page out what lies elsewhere, and read it back at once. A process that
 touches such a page meanwhile waits for one copy from memory, some microseconds.
 
-Shared memory that several processes have in their page tables the kernel does not page out at request; it is copied
-into huge pages instead, where it can be. What fork(2) shares stays where it is.
+What several processes have in their page tables, as after fork(2), the kernel does not page out at their request.
+DAMON does (see :mod:`memfs.damon`), unless somebody else uses it; shared memory is then copied into huge pages, where
+it can be, and what fork(2) shares stays where it is.
 
 Needs a swap device that is memory (see :mod:`memfs.swap`) and room in the ranges (see :mod:`memfs.room`).
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from memfs import calls, residency, stragglers
+from memfs import calls, damon, residency, stragglers
 from memfs.pagemap import PAGE_BYTES, Pfns, pfns_of_runs
 from memfs.ranges import Range
 from memfs.residency import GONE, Counts, addresses, extents, inside
@@ -64,7 +65,7 @@ def gather(
     rounds: int = ROUNDS,
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
     swapless: Iterable[int] = (),
-    proc: Path = Path("/proc"),
+    root: Path = Path("/"),
 ) -> Gathered:
     """Move the pages of running processes that lie outside of ``spans`` into them.
 
@@ -78,7 +79,7 @@ def gather(
     :raises PermissionError: without CAP_SYS_NICE and CAP_SYS_PTRACE
     """
     begun = time.monotonic_ns()
-    tasks, exempt = sorted(set(pids)), set(swapless)
+    tasks, exempt, proc = sorted(set(pids)), set(swapless), root / "proc"
     before = residency.survey(tasks, spans, proc)
     total_bytes = (before.total.outside + before.total.swapped + before.unmapped) * PAGE_BYTES
     faults = _major_faults(tasks, proc)
@@ -97,6 +98,9 @@ def gather(
             break
         # a step that ends inside a huge page splits it: mm/madvise.c, madvise_cold_or_pageout_pte_range()
         mover.step_pages = min(mover.step_pages, _HUGE_BYTES // PAGE_BYTES // 2)
+    with damon.claimed(root) as ours:
+        if ours:
+            mover.frames([pid for pid in tasks if pid not in exempt], root)
     for pid in tasks:
         mover.collapse(pid, proc)
     refaults = sum(max(0, now - faults.get(pid, now)) for pid, now in _major_faults(tasks, proc).items())
@@ -139,6 +143,26 @@ class _Mover:
                     for wanted in self._wanted(pid, shared, proc):
                         self._step(pid, pidfd, pagemap, wanted, shared)
             except GONE:
+                return
+
+    def frames(self, pids: Sequence[int], root: Path) -> None:
+        """Move what is left by its frames, and so also what several processes map."""
+        left = [each for pid in pids for each in _Left.of(pid, self._inside, root / "proc")]
+        if not left:
+            return
+        frames = np.unique(np.concatenate([each.pfns for each in left]))
+        frames = frames[stragglers.can_swap(frames, root / "proc")]
+        for at in range(0, len(frames), self.step_pages):
+            some = frames[at : at + self.step_pages]
+            begun = time.monotonic_ns()
+            damon.page_out(extents(some * np.uint64(PAGE_BYTES)), root)
+            away, landed = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+            for each in left:
+                gone, now = each.fetch(some, root / "proc")
+                away, landed = np.union1d(away, gone), np.union1d(landed, now)
+            took = time.monotonic_ns() - begun
+            self._count(len(away), int(np.count_nonzero(self._inside(landed))), took)
+            if self.stopped:
                 return
 
     def collapse(self, pid: int, proc: Path) -> None:
@@ -258,6 +282,48 @@ class _Mover:
         elif self.limit_bytes is not None and self.moved * PAGE_BYTES >= self.limit_bytes:
             self.stopped = stragglers.LIMIT
         self.progress(self.moved * PAGE_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """Pages of a process that still lie outside."""
+
+    pid: int
+    addresses: NDArray[np.uint64]
+    pfns: Pfns
+
+    @classmethod
+    def of(cls, pid: int, here: Callable[[Pfns], NDArray[np.bool_]], proc: Path) -> Iterator["_Left"]:
+        """Yield them, some at a time."""
+        try:
+            for places in residency.places(pid, proc):
+                outside = ~here(places.pfns) & (places.pfns != 0)
+                if outside.any():
+                    yield cls(pid, addresses(places.extents)[outside], places.pfns[outside])
+        except GONE:
+            return
+
+    def fetch(self, frames: Pfns, proc: Path) -> tuple[Pfns, Pfns]:
+        """Bring back those that were paged out of some frames; return which frames that were, and where they are now.
+
+        ``frames`` ascend.
+        """
+        mine = np.isin(self.pfns, frames)
+        pages, before = self.addresses[mine], self.pfns[mine]
+        if not len(pages):
+            return before, before
+        runs = extents(pages)
+        try:
+            pagemap = os.open(proc / str(self.pid) / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                away = _pfns(pagemap, runs) == 0
+                calls.touch(self.pid, pages[away])
+                now = _pfns(pagemap, runs)[away]
+            finally:
+                os.close(pagemap)
+        except GONE:
+            return before[:0], before[:0]
+        return before[away], now
 
 
 def _away(pagemap: int, pages: NDArray[np.uint64], runs: calls.Extents, shared: bool) -> NDArray[np.uint64]:

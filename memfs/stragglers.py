@@ -26,6 +26,7 @@ BUSY = "in use by the kernel or a device"
 # include/uapi/linux/kernel-page-flags.h
 _KPF_HUGE = 1 << 17
 _KPF_UNEVICTABLE = 1 << 18
+_KPF_KSM = 1 << 21
 
 
 def reasons(
@@ -65,6 +66,16 @@ def reasons(
         ):
             if which.any():
                 found[reason] = found.get(reason, 0) + int(np.count_nonzero(which))
+    return found
+
+
+def can_swap(pfns: Pfns, proc: Path = Path("/proc")) -> NDArray[np.bool_]:
+    """Tell of each frame whether its page may be swapped; frames ascend.
+
+    Pages that KSM has merged count as such that may not: they would come back as one page for each process.
+    """
+    never = np.uint64(_KPF_HUGE | _KPF_UNEVICTABLE | _KPF_KSM)
+    found: NDArray[np.bool_] = _of_frames(proc / "kpageflags", pfns) & never == 0
     return found
 
 

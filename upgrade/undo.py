@@ -67,6 +67,12 @@ def _swap_limits(host: Host, *, limits: dict[str, str]) -> None:
     swap.restore(limits, host.root)
 
 
+def _undamon(host: Host) -> None:
+    from memfs import damon
+
+    damon.release(host.root)
+
+
 def _unswap(_host: Host, *, device: str) -> None:
     from memfs import swap
 
@@ -88,6 +94,7 @@ ACTIONS: Mapping[str, Callable[..., None]] = {
     "movers": _movers,
     "blocks": _blocks,
     "swap_limits": _swap_limits,
+    "undamon": _undamon,
     "unswap": _unswap,
     "remove_file": _remove_file,
 }

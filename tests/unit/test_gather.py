@@ -5,6 +5,7 @@ import ctypes
 import itertools
 import mmap
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,6 +168,55 @@ def test_untouched_shared_memory_moves_through_a_mapping_of_our_own(device: Path
     assert os.fstat(hollow).st_blocks * 512 == 1 << 20  # holes are still holes
     os.close(fd)
     os.close(hollow)
+
+
+@CAN_SWAP
+def test_what_fork_shares_is_still_shared_when_it_is_brought_back(device: Path) -> None:
+    areas: list[mmap.mmap] = []
+
+    def make() -> int:
+        areas.append(private(2))
+        view = np.frombuffer(areas[0], np.uint8)
+        return int(view.ctypes.data)
+
+    def fork() -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        return pid
+
+    with Child(make, fork) as child:
+        base = int(child.go())
+        run = np.array([[base, 2 << 20]], np.uint64)
+        pidfd = os.pidfd_open(child.pid)
+        calls.process_madvise(pidfd, run, calls.MADV_PAGEOUT)
+        os.close(pidfd)
+        other = int(child.go())
+        try:
+            assert np.count_nonzero(frames_of(other, base) == 0) >= MIB_PAGES
+            for pid in (child.pid, other):
+                assert calls.touch(pid, residency.addresses(run)) == 2 * MIB_PAGES
+            assert frames_of(other, base).all()
+            assert (frames_of(other, base) == frames_of(child.pid, base)).all()
+        finally:
+            os.kill(other, signal.SIGKILL)
+
+
+def frames_of(pid: int, address: int) -> NDArray[np.uint64]:
+    """Return the frames of 2 MiB of a process."""
+    with open(f"/proc/{pid}/pagemap", "rb") as f:
+        return pagemap.pfns_of_runs(f.fileno(), [(address, 2 * MIB_PAGES)])
+
+
+def test_touch_leaves_out_what_cannot_be_read() -> None:
+    area = mmap.mmap(-1, 4 * PAGE_BYTES)
+    base = int(np.frombuffer(area, np.uint8).ctypes.data)
+    wanted = np.array([4096, base, base + PAGE_BYTES, base + 3 * PAGE_BYTES], np.uint64)
+    assert calls.touch(os.getpid(), wanted) == 3
+    with Child() as gone:
+        pass
+    with pytest.raises((FileNotFoundError, ProcessLookupError)):
+        calls.touch(gone.pid, wanted)
 
 
 @CAN_SWAP

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memfs import gather, hotplug, residency, room, swap
+from memfs import damon, gather, hotplug, residency, room, swap
 from memfs.ranges import Range
 from memfs.residency import Residency
 from upgrade import cgroup
@@ -138,10 +138,15 @@ class Gatherer:
         limits = swap.limits(pids, self.host.root)
         self.undo.push("swap_limits", limits=limits)
         self.undo.push("unswap", device=str(device))
+        by_frame = damon.is_free(self.host.root)
+        if by_frame:
+            self.undo.push("undamon")
         with swap.lifted(limits, self.host.root), swap.swap(device):
             moved = gather.gather(
                 pids, parts, step_bytes=self.config.gather_step_bytes, progress=self._progress
             )
+        if by_frame:
+            self.undo.forget("undamon")
         self.undo.forget("unswap")
         self.undo.forget("swap_limits")
         after = survey(self.host, containers, spans)
