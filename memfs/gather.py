@@ -12,6 +12,7 @@ it can be, and what fork(2) shares stays where it is.
 Needs a swap device that is memory (see :mod:`memfs.swap`) and room in the ranges (see :mod:`memfs.room`).
 """
 
+import errno
 import mmap
 import os
 import time
@@ -148,14 +149,19 @@ class _Mover:
     def frames(self, pids: Sequence[int], root: Path) -> None:
         """Move what is left by its frames, and so also what several processes map."""
         left = [each for pid in pids for each in _Left.of(pid, self._inside, root / "proc")]
-        if not left:
+        if not left or self.stopped:
             return
         frames = np.unique(np.concatenate([each.pfns for each in left]))
         frames = frames[stragglers.can_swap(frames, root / "proc")]
         for at in range(0, len(frames), self.step_pages):
             some = frames[at : at + self.step_pages]
             begun = time.monotonic_ns()
-            damon.page_out(extents(some * np.uint64(PAGE_BYTES)), root)
+            try:
+                damon.page_out(extents(some * np.uint64(PAGE_BYTES)), root)
+            except OSError as e:
+                if e.errno != errno.EBUSY:  # a part of the kernel uses it: they stay where they are
+                    raise
+                return
             away, landed = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
             for each in left:
                 gone, now = each.fetch(some, root / "proc")
