@@ -18,7 +18,7 @@ ADMIN = "sys/kernel/mm/damon/admin/kdamonds"
 
 # Frames are looked at once in this time; one that was used in between is left for the next look.
 _LOOK_US = 2000
-_LOOKS = 3
+_LOOKS = 2
 _PATIENCE_S = 5.0
 _MOST = str((1 << 32) - 1)
 
@@ -71,11 +71,29 @@ def page_out(frames: calls.Extents, root: Path = Path("/")) -> None:
         sysfs.write(regions / f"{number}/start", str(start))
         sysfs.write(regions / f"{number}/end", str(start + length))
     total = sum(length for _, length in rows)
-    sysfs.write(kdamond / "state", "on")
+    filters = context / "schemes/0/filters"
+    if not _run(kdamond, total) and _only_in_use(filters):
+        try:
+            _run(kdamond, total)
+        finally:
+            sysfs.write(filters / "nr_filters", "0")
+
+
+def _only_in_use(filters: Path) -> bool:
+    """Let just those be paged out that were used since the last look, which are left alone else.
+
+    Return False if the kernel cannot.
+    """
+    sysfs.write(filters / "nr_filters", "1")
     try:
-        _wait(kdamond, total)
-    finally:
-        sysfs.write(kdamond / "state", "off")
+        sysfs.write(filters / "0/type", "young")
+        sysfs.write(filters / "0/matching", "N")
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+        sysfs.write(filters / "nr_filters", "0")  # no such filter: before Linux 6.10
+        return False
+    return True
 
 
 def _prepare(context: Path) -> bool:
@@ -93,17 +111,34 @@ def _prepare(context: Path) -> bool:
     return True
 
 
-def _wait(kdamond: Path, total_bytes: int) -> None:
-    """Wait until all was paged out, or looked at often enough."""
+def _run(kdamond: Path, total_bytes: int) -> bool:
+    """Look at all frames; tell whether all were paged out."""
+    sysfs.write(kdamond / "state", "on")
+    try:
+        return _wait(kdamond, total_bytes)
+    finally:
+        sysfs.write(kdamond / "state", "off")
+
+
+def _wait(kdamond: Path, total_bytes: int) -> bool:
+    """Wait until all was paged out, or looked at often enough; tell which."""
     stats = kdamond / "contexts/0/schemes/0/stats"
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
-        try:
-            sysfs.write(kdamond / "state", "update_schemes_stats")  # returns with its next look
-        except OSError as e:
-            if e.errno not in (errno.EINVAL, errno.EBUSY):  # it has not begun yet
-                raise
-        tried, applied = (int(sysfs.read(stats / name) or 0) for name in ("sz_tried", "sz_applied"))
-        if applied >= total_bytes or tried >= _LOOKS * total_bytes:
-            return
+        if _is_updated(kdamond):
+            tried, applied = (int(sysfs.read(stats / name) or 0) for name in ("sz_tried", "sz_applied"))
+            if applied >= total_bytes or tried >= _LOOKS * total_bytes:
+                return applied >= total_bytes
         time.sleep(_LOOK_US / 1e6)
+    return False
+
+
+def _is_updated(kdamond: Path) -> bool:
+    """Have the figures brought up to date, which takes until the next look; False if there was none yet."""
+    try:
+        sysfs.write(kdamond / "state", "update_schemes_stats")
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.EBUSY):
+            raise
+        return False
+    return True

@@ -29,6 +29,9 @@ PARTS = (
     "0/contexts/0/schemes/0/access_pattern/sz/max",
     "0/contexts/0/schemes/0/access_pattern/nr_accesses/max",
     "0/contexts/0/schemes/0/access_pattern/age/max",
+    "0/contexts/0/schemes/0/filters/nr_filters",
+    "0/contexts/0/schemes/0/filters/0/type",
+    "0/contexts/0/schemes/0/filters/0/matching",
     "0/contexts/0/schemes/0/stats/sz_tried",
     "0/contexts/0/schemes/0/stats/sz_applied",
 )
@@ -101,3 +104,16 @@ def test_what_a_killed_process_left_on_is_switched_off(root: Path) -> None:
     damon.release(root)
     assert read(root, "nr_kdamonds") == "0"
     assert read(root, "0/state").startswith("of")
+
+
+def test_what_was_left_because_it_is_in_use_is_paged_out_after_all(root: Path) -> None:
+    filters = "0/contexts/0/schemes/0/filters"
+    write(root, "0/contexts/0/schemes/0/stats/sz_tried", str(1 << 20))
+    write(root, "0/contexts/0/schemes/0/stats/sz_applied", "0")
+    with damon.claimed(root):
+        damon.page_out(np.array([[8192, 4096]], np.uint64), root)
+        assert read(root, f"{filters}/0/type").startswith("young")
+        assert read(root, f"{filters}/0/matching").startswith("N")
+        assert read(root, f"{filters}/nr_filters").startswith(
+            "0"
+        )  # the next ones are looked at from the beginning
