@@ -54,8 +54,10 @@ def release(root: Path = Path("/")) -> None:
     sysfs.write(kernel / "nr_kdamonds", "0")
 
 
-def page_out(frames: calls.Extents, root: Path = Path("/")) -> None:
+def page_out(frames: calls.Extents, root: Path = Path("/")) -> int:
     """Page out runs of page frames, as far as the kernel can; :func:`claimed` must be in force.
+
+    Returns when the first page may have gone (``CLOCK_MONOTONIC``, nanoseconds).
 
     :param frames: physical address and length of each run, in bytes
     :raises OSError: EBUSY if a part of the kernel uses DAMON (DAMON_RECLAIM, DAMON_LRU_SORT)
@@ -72,11 +74,13 @@ def page_out(frames: calls.Extents, root: Path = Path("/")) -> None:
         sysfs.write(regions / f"{number}/end", str(start + length))
     total = sum(length for _, length in rows)
     filters = context / "schemes/0/filters"
+    begun = time.monotonic_ns()
     if not _run(kdamond, total) and _only_in_use(filters):
         try:
             _run(kdamond, total)
         finally:
             sysfs.write(filters / "nr_filters", "0")
+    return begun
 
 
 def _only_in_use(filters: Path) -> bool:

@@ -101,7 +101,7 @@ def gather(
         mover.step_pages = min(mover.step_pages, _HUGE_BYTES // PAGE_BYTES // 2)
     with damon.claimed(root) as ours:
         if ours:
-            mover.frames([pid for pid in tasks if pid not in exempt], root)
+            mover.frames([pid for pid in tasks if pid not in exempt], step_bytes // PAGE_BYTES, root)
     for pid in tasks:
         mover.collapse(pid, proc)
     refaults = sum(max(0, now - faults.get(pid, now)) for pid, now in _major_faults(tasks, proc).items())
@@ -146,18 +146,19 @@ class _Mover:
             except GONE:
                 return
 
-    def frames(self, pids: Sequence[int], root: Path) -> None:
+    def frames(self, pids: Sequence[int], step_pages: int, root: Path) -> None:
         """Move what is left by its frames, and so also what several processes map."""
-        left = [each for pid in pids for each in _Left.of(pid, self._inside, root / "proc")]
-        if not left or self.stopped:
+        if self.stopped or not pids:
             return
+        left = [_Left.of(pid, self._inside, root / "proc") for pid in pids]
         frames = np.unique(np.concatenate([each.pfns for each in left]))
-        frames = frames[stragglers.can_swap(frames, root / "proc")]
-        for at in range(0, len(frames), self.step_pages):
-            some = frames[at : at + self.step_pages]
-            begun = time.monotonic_ns()
+        merged = [each.pfns for each in left if stragglers.is_merged(each.pid, root / "proc")]
+        may_be_merged = np.isin(frames, np.concatenate([*merged, frames[:0]]))
+        frames = frames[stragglers.can_swap(frames, may_be_merged, root / "proc")]
+        for at in range(0, len(frames), step_pages):
+            some = frames[at : at + step_pages]
             try:
-                damon.page_out(extents(some * np.uint64(PAGE_BYTES)), root)
+                begun = damon.page_out(extents(some * np.uint64(PAGE_BYTES)), root)
             except OSError as e:
                 if e.errno != errno.EBUSY:  # a part of the kernel uses it: they stay where they are
                     raise
@@ -299,15 +300,17 @@ class _Left:
     pfns: Pfns
 
     @classmethod
-    def of(cls, pid: int, here: Callable[[Pfns], NDArray[np.bool_]], proc: Path) -> Iterator["_Left"]:
-        """Yield them, some at a time."""
+    def of(cls, pid: int, here: Callable[[Pfns], NDArray[np.bool_]], proc: Path) -> "_Left":
+        """Return them; none if the process has ended."""
+        pages, pfns = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
         try:
             for places in residency.places(pid, proc):
                 outside = ~here(places.pfns) & (places.pfns != 0)
-                if outside.any():
-                    yield cls(pid, addresses(places.extents)[outside], places.pfns[outside])
+                pages.append(addresses(places.extents)[outside])
+                pfns.append(places.pfns[outside])
         except GONE:
-            return
+            pages, pfns = pages[:1], pfns[:1]
+        return cls(pid, np.concatenate(pages), np.concatenate(pfns))
 
     def fetch(self, frames: Pfns, proc: Path) -> tuple[Pfns, Pfns]:
         """Bring back those that were paged out of some frames; return which frames that were, and where they are now.

@@ -69,14 +69,27 @@ def reasons(
     return found
 
 
-def can_swap(pfns: Pfns, proc: Path = Path("/proc")) -> NDArray[np.bool_]:
+def can_swap(pfns: Pfns, merged: NDArray[np.bool_], proc: Path = Path("/proc")) -> NDArray[np.bool_]:
     """Tell of each frame whether its page may be swapped; frames ascend.
 
     Pages that KSM has merged count as such that may not: they would come back as one page for each process.
+
+    :param merged: which of them belong to processes of which KSM has merged something. Only of these its flag is
+        believed: Linux 6.12 has it for every anonymous page (fs/proc/page.c, stable_page_flags(), takes the bits of
+        PAGE_MAPPING_ANON for those of PAGE_MAPPING_KSM)
     """
-    never = np.uint64(_KPF_HUGE | _KPF_UNEVICTABLE | _KPF_KSM)
-    found: NDArray[np.bool_] = _of_frames(proc / "kpageflags", pfns) & never == 0
+    flags = _of_frames(proc / "kpageflags", pfns)
+    fixed = flags & np.uint64(_KPF_HUGE | _KPF_UNEVICTABLE) != 0
+    found: NDArray[np.bool_] = ~(fixed | merged & (flags & np.uint64(_KPF_KSM) != 0))
     return found
+
+
+def is_merged(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Tell whether KSM has merged pages of a process (Linux 5.19)."""
+    try:
+        return int((proc / str(pid) / "ksm_merging_pages").read_text()) > 0
+    except OSError:
+        return False
 
 
 def _of_frames(file: Path, pfns: Pfns) -> NDArray[np.uint64]:

@@ -219,6 +219,20 @@ def test_touch_leaves_out_what_cannot_be_read() -> None:
         calls.touch(gone.pid, wanted)
 
 
+def test_ksm_is_believed_of_processes_that_it_has_merged_only(tmp_path: Path) -> None:
+    flags = np.zeros(512, np.uint64)
+    flags[[1, 2]] = 1 << 21
+    flags[3] = 1 << 18
+    (tmp_path / "kpageflags").write_bytes(flags.tobytes())
+    frames = np.array([0, 1, 2, 3], np.uint64)
+    merged = np.array([False, True, False, False])
+    assert stragglers.can_swap(frames, merged, tmp_path).tolist() == [True, False, True, False]
+    for pid, pages in ((1, "0"), (2, "7")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "ksm_merging_pages").write_text(f"{pages}\n")
+    assert [stragglers.is_merged(pid, tmp_path) for pid in (1, 2, 3)] == [False, True, False]
+
+
 @CAN_SWAP
 def test_locked_pages_stay(device: Path, other_frames: None) -> None:
     def lock() -> object:
