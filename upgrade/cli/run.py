@@ -32,6 +32,8 @@ def main(options: argparse.Namespace) -> int:
     """Upgrade; returns only if the new kernel was not entered."""
     if options.dry_run or options.list:
         return check.main(options)
+    if options.probe:
+        raise UsageError("only check does that", subject="--probe", hint="seamless-upgrade check --probe")
     host = Host()
     request = check.request(options)
     if not (request.containers or request.cgroups or request.all):
@@ -73,7 +75,7 @@ def _is_busy() -> bool:
 
 def _ask(situation: Situation, checks: Iterable[Check]) -> None:
     """Show what was found, and the plan, and ask; what the checks refuse is no question."""
-    found = plan.make(situation.host, situation.request, situation.config)
+    found = plan.make(situation.host, situation.request, situation.config, lambda: situation.comparison)
     if not sys.stdin.isatty():
         raise UsageError("nobody there to ask", hint="add --yes to upgrade without a question")
     results = list(runner.run(checks, situation))

@@ -15,6 +15,7 @@ from upgrade.check.containers import (
     named,
     namespaces,
     pipes,
+    probe,
     sharing,
     sockets,
     tasks,
@@ -40,4 +41,5 @@ CHECKS = (
     *ipc.CHECKS,
     *mounts.CHECKS,
     *links.CHECKS,
+    *probe.CHECKS,
 )
