@@ -20,6 +20,9 @@ from upgrade.kexec.modules import Modules
 from upgrade.kexec.vdso_compare import VdsoComparison
 from upgrade.request import Request
 
+# e_ident[EI_CLASS] of an ELF file (elf(5))
+_ELFCLASS32 = b"\x7fELF\x01"
+
 
 class Unknown(Exception):
     """A check cannot say anything; the text is why. Another check reports the cause.
@@ -88,6 +91,9 @@ class Situation:
     def comparison(self) -> VdsoComparison:
         """What becomes of the vDSO. A plan needs it, too, and it takes longer than all else that is looked at.
 
+        That for programs of 32 bits is compared if a container runs one: the kernel that runs would have to be
+        decompressed for it.
+
         :raises Refusal: if the new kernel cannot be decompressed, or has no vDSO
         :raises Unknown: if it cannot be read
         """
@@ -98,7 +104,23 @@ class Situation:
             raise e.__cause__ or e from None  # whoever asks for this is the one who says why
         except Refusal as e:
             raise Refusal(e.message, subject=str(image.path), hint=e.hint) from e
-        return vdso_compare.compare(vdso_find.running(self.host), target)
+        return vdso_compare.compare(vdso_find.running(self.host, compat=bool(self.narrow)), target)
+
+    @cached_property
+    def narrow(self) -> Sequence[str]:
+        """The containers that run programs of 32 bits; none where they are not known."""
+        try:
+            tasks = self.tasks
+        except Unknown:
+            return ()
+        return sorted({container.name for container, pid in tasks if self._is_narrow(pid)})
+
+    def _is_narrow(self, pid: int) -> bool:
+        try:
+            with self.host.path(f"/proc/{pid}/exe").open("rb") as file:
+                return file.read(len(_ELFCLASS32)) == _ELFCLASS32
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            return False
 
     @cached_property
     def kernel_config(self) -> KernelConfig:
