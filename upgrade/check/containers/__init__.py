@@ -18,6 +18,7 @@ from upgrade.check.containers import (
     probe,
     sharing,
     sockets,
+    sysctls,
     tasks,
     terminals,
     unix,
@@ -41,5 +42,6 @@ CHECKS = (
     *ipc.CHECKS,
     *mounts.CHECKS,
     *links.CHECKS,
+    *sysctls.CHECKS,
     *probe.CHECKS,
 )
