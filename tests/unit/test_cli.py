@@ -571,7 +571,7 @@ def test_a_unit_that_is_slow_to_start_is_waited_for(
             paths.OUTCOME.write_text(outcome(1))
         return len(asked) > 1
 
-    monkeypatch.setattr("upgrade.cli.run._is_busy", busy)
+    monkeypatch.setattr("upgrade.cli.unit.is_busy", busy)
     answer = call("run", "--yes", *UPGRADE)
     assert answer.status == ExitStatus.FAILED
     assert "no room" in answer.err
