@@ -40,7 +40,12 @@ def start(program: Path, name: str) -> None:
     os.closerange(3, 1024)
     sys.argv = [str(program)]
     sys.path.insert(0, str(program.parents[1]))
-    runpy.run_path(str(program), run_name="__main__")
+    try:
+        runpy.run_path(str(program), run_name="__main__")
+    except BaseException as e:
+        if not (STATE / name).exists():
+            (STATE / name).write_text(f"failed: {e!r}")
+        raise
     os._exit(0)
 
 
