@@ -97,7 +97,12 @@ def _pycriu() -> Path:
 class Criu:
     """One ``criu swrk`` process, good for one request."""
 
-    def __init__(self, program: str = "criu", timeout_s: float | None = None) -> None:
+    def __init__(self, program: str = "criu", timeout_s: float | None = None, *, apart: bool = False) -> None:
+        """Start it.
+
+        :param apart: in a process group of its own, so that the terminal's Ctrl-C does not kill it: its tasks would
+            be left as they are
+        """
         self.rpc = messages()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self.socket = ours
@@ -110,6 +115,7 @@ class Criu:
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=environment(),
+                process_group=0 if apart else None,
             )
         except FileNotFoundError as e:
             ours.close()

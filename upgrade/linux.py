@@ -21,6 +21,9 @@ SYS_KEXEC_LOAD: Final = 246
 SYS_OPEN_BY_HANDLE_AT: Final = 304
 SYS_KCMP: Final = 312
 SYS_KEXEC_FILE_LOAD: Final = 320
+SYS_FSOPEN: Final = 430
+SYS_FSCONFIG: Final = 431
+SYS_FSMOUNT: Final = 432
 SYS_PIDFD_GETFD: Final = 438
 
 # include/uapi/linux/kexec.h
@@ -57,6 +60,14 @@ SHM_RDONLY: Final = 0o10000
 
 # include/uapi/linux/mount.h
 MS_BIND: Final = 0x1000
+
+MOUNT_ATTR_NOSUID: Final = 0x2
+MOUNT_ATTR_NODEV: Final = 0x4
+MOUNT_ATTR_NOEXEC: Final = 0x8
+_FSOPEN_CLOEXEC: Final = 0x1
+_FSMOUNT_CLOEXEC: Final = 0x1
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
 
 # include/uapi/linux/timex.h: room for struct timex, which has 208 bytes, and adjtimex(2)'s answer
 _TIMEX_BYTES: Final = 256
@@ -274,6 +285,24 @@ def unmount(target: str) -> None:
     """Unmount what is at ``target`` (umount2(2))."""
     if libc.library().umount2(target.encode(), 0) != 0:
         raise libc.failed("umount2")
+
+
+def detached_tmpfs(size_bytes: int) -> int:
+    """Return a descriptor of an empty tmpfs that is mounted nowhere (fsmount(2)); with its last user it is gone."""
+    made = libc.call("fsopen", SYS_FSOPEN, ctypes.c_char_p(b"tmpfs"), ctypes.c_uint(_FSOPEN_CLOEXEC))
+    try:
+        for name, value in (("size", str(size_bytes)), ("mode", "0700")):
+            _configure(made, _FSCONFIG_SET_STRING, name.encode(), value.encode())
+        _configure(made, _FSCONFIG_CMD_CREATE, None, None)
+        flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+        return libc.call("fsmount", SYS_FSMOUNT, made, ctypes.c_uint(_FSMOUNT_CLOEXEC), ctypes.c_uint(flags))
+    finally:
+        os.close(made)
+
+
+def _configure(made: int, command: int, name: bytes | None, value: bytes | None) -> None:
+    words = ctypes.c_uint(command), ctypes.c_char_p(name), ctypes.c_char_p(value), ctypes.c_int(0)
+    libc.call("fsconfig", SYS_FSCONFIG, made, *words)
 
 
 def duplicate_of(pid: int, number: int) -> int:

@@ -5,7 +5,7 @@ Every refusal names subject, reason and remedy. ``check`` prints a plan, ``run``
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from pathlib import Path
@@ -23,6 +23,7 @@ from upgrade.kexec import cmdline, vdso_compare, vdso_find
 from upgrade.kexec import installed as installed_kernels
 from upgrade.kexec.image import KernelImage
 from upgrade.kexec.load import is_loaded
+from upgrade.kexec.vdso_compare import VdsoComparison
 from upgrade.process import missing
 from upgrade.request import Request
 from upgrade.undo import Undo
@@ -52,9 +53,12 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def make(host: Host, request: Request, config: Config) -> Plan:
+def make(
+    host: Host, request: Request, config: Config, compare: Callable[[], VdsoComparison] | None = None
+) -> Plan:
     """Return the plan for a request.
 
+    :param compare: compares the vDSOs, for whoever has the new kernel decompressed already
     :raises UpgradeError: with the exit status of the first thing that stands against it
     """
     privileged()
@@ -75,8 +79,7 @@ def make(host: Host, request: Request, config: Config) -> Plan:
     for program in FRAMES_PROGRAMS if frames else ():
         installed(program)
     memory = budget.refuse_too_large(host, containers, store, frames)
-    vdso, degraded = compare_vdso(host, image)
-    warnings += degraded
+    vdso = compare() if compare is not None else compare_vdso(host, image)
     warnings += pid_warnings(host, containers)
     if is_loaded(host):
         warnings.append("a kernel was already loaded for kexec; it is replaced")
@@ -90,7 +93,7 @@ def make(host: Host, request: Request, config: Config) -> Plan:
         frames=frames,
         containers=tuple(containers),
         criu_version=version,
-        vdso=vdso,
+        vdso=vdso.to_json(),
         memory_bytes=memory,
         warnings=tuple(warnings),
     )
@@ -206,10 +209,9 @@ def refuse_unknown_addresses(host: Host, containers: list[Container]) -> None:
                 )
 
 
-def compare_vdso(host: Host, image: KernelImage) -> tuple[Mapping[str, Any], list[str]]:
-    """Return the comparison of both vDSOs, and as warnings what breaks for whom."""
-    comparison = vdso_compare.compare(vdso_find.running(host), vdso_find.in_kernel(image.path))
-    return comparison.to_json(), []
+def compare_vdso(host: Host, image: KernelImage) -> VdsoComparison:
+    """Return the comparison of both vDSOs."""
+    return vdso_compare.compare(vdso_find.running(host), vdso_find.in_kernel(image.path))
 
 
 def pid_warnings(host: Host, containers: list[Container]) -> list[str]:

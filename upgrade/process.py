@@ -11,6 +11,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import IO
 
@@ -112,15 +113,27 @@ def run_bytes(
     """
     argv = [os.fspath(part) for part in command]
     log.debug("+ %s", shlex.join(argv))
-    try:
-        done = subprocess.run(argv, input=input, capture_output=True, timeout=timeout, env=environment())
-    except FileNotFoundError as e:
-        raise missing(argv[0]) from e
-    except subprocess.TimeoutExpired as e:
-        raise UpgradeError(f"no answer within {timeout} s: {shlex.join(argv)}", subject=argv[0]) from e
-    if done.returncode != 0:
-        raise CommandFailed(argv, done.returncode, done.stderr.decode(errors="replace"))
-    return done.stdout
+    with _memory("input") as given, _memory("output") as made, _memory("errors") as said:
+        given.write(input)
+        given.seek(0)
+        try:
+            done = subprocess.run(
+                argv, stdin=given, stdout=made, stderr=said, timeout=timeout, env=environment()
+            )
+        except FileNotFoundError as e:
+            raise missing(argv[0]) from e
+        except subprocess.TimeoutExpired as e:
+            raise UpgradeError(f"no answer within {timeout} s: {shlex.join(argv)}", subject=argv[0]) from e
+        if done.returncode != 0:
+            said.seek(0)
+            raise CommandFailed(argv, done.returncode, said.read().decode(errors="replace"))
+        made.seek(0)
+        return made.read()
+
+
+def _memory(name: str) -> FileIO:
+    """Return a file in memory: a pipe would need somebody to fill or empty it, 64 KiB at a time."""
+    return open(os.memfd_create(name), "w+b", buffering=0)
 
 
 @contextmanager
@@ -131,7 +144,7 @@ def reading(command: Sequence[str | os.PathLike[str]], *, input: bytes) -> Itera
     """
     argv = [os.fspath(part) for part in command]
     log.debug("+ %s", shlex.join(argv))
-    with open(os.memfd_create("input"), "w+b") as file:  # a pipe would need somebody to fill it
+    with _memory("input") as file:
         file.write(input)
         file.seek(0)
         try:

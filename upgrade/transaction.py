@@ -17,6 +17,8 @@ from typing import Any
 from memfs import pmem, store, swap
 from memfs.ranges import Range
 from upgrade import budget, cgroup, movers, netconf, paths, plan
+from upgrade.check import catalog, runner
+from upgrade.check.situation import Situation
 from upgrade.config import Config
 from upgrade.dump.dumper import Dumps
 from upgrade.engines import Container, engine
@@ -54,7 +56,7 @@ class Transaction:
         with self.undo, self._dumps():
             first_tie = self.events.clock.tie()
             with step("looking at the host"):
-                the_plan = plan.make(self.host, self.request, self.config)
+                the_plan = self._look()
                 run(["criu", "check"])  # also fills /run/criu.kdat, before the containers stand still
             for warning in the_plan.warnings:
                 self.events.warn(warning)
@@ -75,6 +77,15 @@ class Transaction:
                 self._quiet_movers()
             standstill = Standstill(self.host, self.config, self.events, self.undo, self.dumps)
             standstill.jump(session, the_plan.frames)
+
+    def _look(self) -> Plan:
+        """Return the plan, once nothing stands against it."""
+        # not kept: it holds a whole kernel afterwards
+        situation = Situation(self.host, self.request, self.config)
+        the_plan = plan.make(self.host, self.request, self.config, lambda: situation.comparison)
+        checks = runner.chosen(catalog.checks(), (), self.request.skip)
+        runner.refuse(runner.run([check for check in checks if check.in_run], situation))
+        return the_plan
 
     @contextmanager
     def _dumps(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ from upgrade.host import Host
 from upgrade.request import Request
 
 VM = Path(__file__).resolve().parents[1] / "vm"
-CHECKS = {check.id: check for check in containers.CHECKS}
+CHECKS = {check.id: check for check in containers.CHECKS if not check.asked}
 # These ask an engine, or the whole host
 ALONE = sorted(CHECKS.keys() - {"containers.found", "containers.addresses", "containers.pids"})
 # They change what this machine has beside the process, or need a Python that it has not

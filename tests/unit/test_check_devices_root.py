@@ -6,7 +6,7 @@ from builders import devices as fake
 from builders.checks import findings, only, situation
 from builders.host import Machine
 
-from upgrade.check.devices import blocks
+from upgrade.check import blocks
 from upgrade.check.devices.crypt import opening
 from upgrade.check.devices.root import root
 from upgrade.check.model import Status

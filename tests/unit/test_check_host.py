@@ -18,7 +18,7 @@ from builders.session import container
 from upgrade import criu as criu_client
 from upgrade import linux, paths, plan
 from upgrade.check import host
-from upgrade.check.host import engines, installed, moment, resources, services
+from upgrade.check.host import engines, installed, moment, resources, services, updates
 from upgrade.check.model import Finding, Status
 from upgrade.check.situation import Situation, Unknown
 from upgrade.engines.base import Container
@@ -35,6 +35,7 @@ def test_the_family_is_complete() -> None:
         "host.space",
         "host.clock",
         "host.packages",
+        "host.updates",
         "host.session",
         "host.containers",
         "host.services",
@@ -442,3 +443,54 @@ def test_nothing_is_written(systemd: Machine, programs: Programs, criu: FakeCriu
     assert sorted(systemd.root.rglob("*")) == before
     assert systemd.writes == []
     assert sys.modules["pycriu.rpc_pb2"]
+
+
+LIST = "/var/lib/apt/lists/deb.debian.org_debian_dists_{suite}_main_binary-amd64_Packages"
+OTHERS = "Package: aa\nVersion: 1\n\nPackage: criu-dev\nVersion: 9\n\n"
+
+
+def packages_of(machine: Machine, version: str = "4.1.1-1", state: str = "install ok installed") -> None:
+    stanza = f"Package: criu\nStatus: {state}\nPriority: optional\nVersion: {version}\n"
+    machine.file("/var/lib/dpkg/status", f"{OTHERS}{stanza}")
+
+
+def listed(machine: Machine, version: str, suite: str = "trixie", release: str = "Suite: stable") -> None:
+    text = f"{OTHERS}Package: criu\nArchitecture: amd64\nVersion: {version}\n\nPackage: zz\nVersion: 8\n"
+    path = LIST.format(suite=suite)
+    machine.file(path, text)
+    machine.file(path.replace("_main_binary-amd64_Packages", "_InRelease"), f"Origin: Debian\n{release}\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [("4.1.1-1", Status.PASS), ("4.1.1-1+deb13u1", Status.WARN), ("4.1~a", Status.PASS)],
+)
+def test_updates(machine: Machine, version: str, status: Status) -> None:
+    packages_of(machine)
+    listed(machine, "4.0-1", "sid")
+    listed(machine, version)
+    found = only(updates.updates, situation(machine.host), status)
+    if status is Status.WARN:
+        assert (found.subject, version in found.seen) == ("criu", True)
+        assert found.source == LIST.format(suite="trixie")
+
+
+def test_backports_are_no_updates(machine: Machine) -> None:
+    packages_of(machine)
+    listed(machine, "4.1.1-1")
+    listed(machine, "5.0-1", "trixie-backports", "NotAutomatic: yes\nButAutomaticUpgrades: yes")
+    only(updates.updates, situation(machine.host), Status.PASS)
+
+
+def test_what_is_not_installed_has_no_updates(machine: Machine) -> None:
+    packages_of(machine, state="deinstall ok config-files")
+    listed(machine, "9-1")
+    only(updates.updates, situation(machine.host), Status.PASS)
+
+
+def test_without_lists_updates_are_not_known(machine: Machine) -> None:
+    assert "dpkg" in only(updates.updates, situation(machine.host), Status.SKIP).seen
+    packages_of(machine)
+    assert "apt-get update" in only(updates.updates, situation(machine.host), Status.SKIP).remedy
+    machine.file(LIST.format(suite="trixie"), "")
+    only(updates.updates, situation(machine.host), Status.PASS)

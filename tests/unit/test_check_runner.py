@@ -2,6 +2,7 @@
 """Tests of ``upgrade.check.runner``: which checks run, what becomes of what they raise, and the verdict."""
 
 import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -180,3 +181,23 @@ def test_the_wrong_usage_comes_first_in_a_refusal() -> None:
 
 def test_a_run_goes_on_if_nothing_failed() -> None:
     runner.refuse([result(each) for each in (PASS, WARN, SKIP, ROOT)])
+
+
+def test_how_long_a_check_took_is_told() -> None:
+    def slow(_situation: object) -> list[Finding]:
+        end = time.monotonic_ns() + 2_000_000
+        while time.monotonic_ns() < end:
+            pass
+        return [PASS]
+
+    durations: dict[str, int] = {}
+    checks = [Check("a.slow", "slow", slow), saying(PASS, id="a.fast")]
+    assert len(list(runner.run(checks, situation(), durations))) == 2
+    assert durations["a.slow"] >= 2_000_000
+    assert set(durations) == {"a.slow", "a.fast"}
+
+
+def test_later_checks_know_what_has_failed() -> None:
+    where = situation()
+    list(runner.run([saying(PASS, WARN, SKIP), saying(replace(FAIL, subject="web"))], where))
+    assert where.refused == {"web"}

@@ -18,7 +18,8 @@ NARROW = VdsoBuilder(bits=32, functions=FUNCTIONS_32)
 def _running(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel that runs has the vDSOs that the builder makes."""
     found = vdso_find.in_vmlinux(vmlinux([VdsoBuilder().build(), NARROW.build()]), "6.12.48")
-    monkeypatch.setattr(vdso_find, "running", lambda host: found)
+    without = replace(found, compat=None, compat_unknown="nobody asked")
+    monkeypatch.setattr(vdso_find, "running", lambda _host, *, compat: found if compat else without)
 
 
 def enter(target: Target, *images: VdsoBuilder) -> None:
@@ -97,7 +98,7 @@ def test_enclaves_matter_where_there_are_some(target: Target, monkeypatch: pytes
     entered = {**FUNCTIONS_64, "__vdso_sgx_enter_enclave": 0xA00}
     kernel = vmlinux([VdsoBuilder(functions=entered).build(), NARROW.build()])
     running = vdso_find.in_vmlinux(kernel, "6.12.48")
-    monkeypatch.setattr(vdso_find, "running", lambda host: running)
+    monkeypatch.setattr(vdso_find, "running", lambda _host, **_options: running)
     enter(target, VdsoBuilder(functions={**entered, "__vdso_sgx_enter_enclave": 0xA80}), NARROW)
     assert not [each for each in target.found("target.vdso") if "sgx" in each.subject]
     target.machine.file("/dev/sgx_enclave", "")

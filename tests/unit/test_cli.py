@@ -126,7 +126,7 @@ def possible(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[Request]
     """Let every upgrade be possible; return the requests that were planned."""
     requests: list[Request] = []
 
-    def make(_host: object, request: Request, _config: object) -> plan.Plan:
+    def make(_host: object, request: Request, _config: object, _compare: object) -> plan.Plan:
         requests.append(request)
         return found_plan()
 
@@ -257,7 +257,8 @@ def test_the_fake_machine_is_not_ready(call: Call) -> None:
     answer = call("check", *UPGRADE, "--json")
     found = checked(answer)
     assert found["ready"] is False
-    assert {each["id"] for each in found["results"]} == {check.id for check in catalog.checks()}
+    assert {each["id"] for each in found["results"]} == {c.id for c in catalog.checks() if not c.asked}
+    assert set(found["durations_ns"]) == {c.id for c in catalog.checks() if not c.asked}
     assert not [each for each in found["results"] if "itself is wrong" in each["reason"]]
 
 
@@ -300,16 +301,32 @@ def test_wrong_usage_is_no_refusal(call: Call, monkeypatch: pytest.MonkeyPatch) 
 def test_without_containers_the_host_is_checked(
     call: Call, monkeypatch: pytest.MonkeyPatch, possible: list[Request]
 ) -> None:
+    ordinary = [check for check in containers.CHECKS if not check.asked]
     let_checks(monkeypatch, saying(FINE), *containers.CHECKS)
     answer = call("check", *KERNEL, "--json")
     assert answer.status == ExitStatus.DONE
     found = checked(answer)
     skipped = [each for each in found["results"] if each["status"] == "skip"]
-    assert {each["id"] for each in skipped} == {check.id for check in containers.CHECKS}
+    assert {each["id"] for each in skipped} == {check.id for check in ordinary}
     assert {each["seen"] for each in skipped} == {"none runs; the host is checked without them"}
     assert "containers" not in found
     assert possible == []
     assert "Nothing stands against it." in call("check", *KERNEL).out
+
+
+def test_what_freezes_has_to_be_asked_for(
+    call: Call, monkeypatch: pytest.MonkeyPatch, possible: list[Request]
+) -> None:
+    freezing = replace(saying(FINE, id="containers.fake"), asked=True)
+    let_checks(monkeypatch, saying(FINE), freezing)
+    ids = [each["id"] for each in checked(call("check", *UPGRADE, "--json"))["results"]]
+    assert ids == ["kexec.fake"]
+    ids = [each["id"] for each in checked(call("check", *UPGRADE, "--json", "--probe"))["results"]]
+    assert ids == ["kexec.fake", "containers.fake"]
+    answer = call("check", *UPGRADE, "--only", "containers")
+    assert answer.status == ExitStatus.USAGE
+    assert "--probe" in answer.err
+    assert call("run", *UPGRADE, "--probe").status == ExitStatus.USAGE
 
 
 def test_without_names_all_containers_are_taken(
@@ -554,7 +571,7 @@ def test_a_unit_that_is_slow_to_start_is_waited_for(
             paths.OUTCOME.write_text(outcome(1))
         return len(asked) > 1
 
-    monkeypatch.setattr("upgrade.cli.run._is_busy", busy)
+    monkeypatch.setattr("upgrade.cli.unit.is_busy", busy)
     answer = call("run", "--yes", *UPGRADE)
     assert answer.status == ExitStatus.FAILED
     assert "no room" in answer.err

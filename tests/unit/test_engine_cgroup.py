@@ -98,6 +98,15 @@ def test_a_namespace_of_its_own_is_refused(workload: Machine, kind: str) -> None
     assert f"a {kind} namespace" in refused(workload, "/workload/x").message
 
 
+def test_a_first_thread_that_has_ended_hides_no_other_container(workload: Machine) -> None:
+    """Its links are there, but lead nowhere; ``containers.tasks`` says what is wrong with it."""
+    workload.cgroup("/workload/x", [700])
+    workload.process(700)
+    for link in (workload.root / "proc/700/ns").iterdir():
+        link.unlink()
+    assert CgroupEngine(workload.host).find("/workload/x").root_pid == 700
+
+
 def test_a_service_of_systemd_is_refused_and_a_scope_is_not(workload: Machine) -> None:
     for name, pid in (("/system.slice/nginx.service", 800), ("/system.slice/run-1.scope", 801)):
         workload.cgroup(name, [pid])

@@ -123,6 +123,10 @@ def test_without_privileges(untouched: Guest) -> None:
 
 def test_unsupported_resource(untouched: Guest, io_uring: str) -> None:
     answer = untouched.upgrade(*BOTH, "--cgroup", io_uring)
+    assert answer.status == ExitStatus.REFUSED, answer
+    assert answer.error["subject"] == io_uring
+    assert "io_uring" in answer.error["message"]
+    answer = untouched.upgrade(*BOTH, "--cgroup", io_uring, "--skip", "containers.descriptors")
     assert answer.status == ExitStatus.FAILED, answer
     assert answer.error["subject"] == io_uring
     assert "CRIU cannot dump it" in answer.error["message"]

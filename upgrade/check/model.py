@@ -35,13 +35,17 @@ class Finding:
     reason: str = ""
     """What that means for an upgrade; not empty unless it passed."""
     remedy: str = ""
+    figures: tuple[tuple[str, int], ...] = ()
+    """What was measured, by its name with its unit, for machines."""
     exit_status: ExitStatus = ExitStatus.REFUSED
     """What the command ends with if nothing but this fails."""
 
 
-def passed(subject: str, seen: str, source: str = "") -> Finding:
+def passed(
+    subject: str, seen: str, source: str = "", *, figures: tuple[tuple[str, int], ...] = ()
+) -> Finding:
     """Return that all is well."""
-    return Finding(Status.PASS, subject, seen, source)
+    return Finding(Status.PASS, subject, seen, source, figures=figures)
 
 
 def warned(subject: str, seen: str, *, source: str = "", reason: str, remedy: str) -> Finding:
@@ -73,6 +77,8 @@ class Check:
     run: Callable[[Situation], Iterable[Finding]]
     in_run: bool = True
     """Whether ``run`` asks, too; not where it finds out itself by doing it."""
+    asked: bool = False
+    """Whether it has an option of its own, because it does touch something; not asked without that."""
 
     @property
     def family(self) -> str:
@@ -98,4 +104,5 @@ class Result:
             "source": found.source,
             "reason": found.reason,
             "remedy": found.remedy,
+            **({"figures": dict(found.figures)} if found.figures else {}),
         }

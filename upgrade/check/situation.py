@@ -2,7 +2,7 @@
 """What the checks look at: the host, the kernel to enter, the containers to preserve. Found out once, on demand."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,13 +11,17 @@ from upgrade.check.mounts import MountTable
 from upgrade.check.processes import Process
 from upgrade.config import Config
 from upgrade.engines import Container, engines
-from upgrade.errors import UpgradeError
+from upgrade.errors import Refusal, UpgradeError
 from upgrade.host import Host
-from upgrade.kexec import installed, kconfig, modules, vmlinux
+from upgrade.kexec import installed, kconfig, modules, vdso_compare, vdso_find, vmlinux
 from upgrade.kexec.image import KernelImage
 from upgrade.kexec.kconfig import KernelConfig
 from upgrade.kexec.modules import Modules
+from upgrade.kexec.vdso_compare import VdsoComparison
 from upgrade.request import Request
+
+# e_ident[EI_CLASS] of an ELF file (elf(5))
+_ELFCLASS32 = b"\x7fELF\x01"
 
 
 class Unknown(Exception):
@@ -52,6 +56,8 @@ class Situation:
     host: Host
     request: Request
     config: Config
+    refused: set[str] = field(default_factory=set)
+    """The subjects for which a check has failed by now."""
 
     @cached_property
     def target(self) -> Target:
@@ -80,6 +86,41 @@ class Situation:
             return vmlinux.decompress(self.target.image)
         except UpgradeError as e:
             raise Unknown(str(e), subject="the kernel to enter") from e
+
+    @cached_property
+    def comparison(self) -> VdsoComparison:
+        """What becomes of the vDSO. A plan needs it, too, and it takes longer than all else that is looked at.
+
+        That for programs of 32 bits is compared if a container runs one: the kernel that runs would have to be
+        decompressed for it.
+
+        :raises Refusal: if the new kernel cannot be decompressed, or has no vDSO
+        :raises Unknown: if it cannot be read
+        """
+        image = self.target.image
+        try:
+            target = vdso_find.in_vmlinux(self.vmlinux, image.release)
+        except Unknown as e:
+            raise e.__cause__ or e from None  # whoever asks for this is the one who says why
+        except Refusal as e:
+            raise Refusal(e.message, subject=str(image.path), hint=e.hint) from e
+        return vdso_compare.compare(vdso_find.running(self.host, compat=bool(self.narrow)), target)
+
+    @cached_property
+    def narrow(self) -> Sequence[str]:
+        """The containers that run programs of 32 bits; none where they are not known."""
+        try:
+            tasks = self.tasks
+        except Unknown:
+            return ()
+        return sorted({container.name for container, pid in tasks if self._is_narrow(pid)})
+
+    def _is_narrow(self, pid: int) -> bool:
+        try:
+            with self.host.path(f"/proc/{pid}/exe").open("rb") as file:
+                return file.read(len(_ELFCLASS32)) == _ELFCLASS32
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            return False
 
     @cached_property
     def kernel_config(self) -> KernelConfig:

@@ -5,7 +5,7 @@ import argparse
 import json
 
 from upgrade import paths
-from upgrade.cli import SCHEMA_VERSION, answer
+from upgrade.cli import SCHEMA_VERSION, answer, unit
 from upgrade.errors import ExitStatus
 from upgrade.plan import privileged
 from upgrade.process import run
@@ -14,8 +14,7 @@ from upgrade.process import run
 def main(options: argparse.Namespace) -> int:
     """Stop the unit; it undoes everything before it ends."""
     privileged()
-    state = run(["systemctl", "is-active", paths.RUN_UNIT], check=False).stdout.strip()
-    running = state in ("active", "activating")
+    running = unit.state(paths.RUN_UNIT) in ("active", "activating")  # else it undoes already
     if running:
         run(["systemctl", "stop", paths.RUN_UNIT], timeout=300)
     said = "aborted; the containers run on" if running else "no upgrade runs"

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,13 @@ from upgrade.check import catalog, runner, text
 from upgrade.check.situation import Situation, Target, Unknown
 from upgrade.cli import SCHEMA_VERSION, answer, colour, say
 from upgrade.config import Config
-from upgrade.errors import ExitStatus, UpgradeError
+from upgrade.errors import ExitStatus, UpgradeError, UsageError
 from upgrade.host import Host
 from upgrade.plan import Plan
 from upgrade.request import Request
 
 if TYPE_CHECKING:
-    from upgrade.check.model import Result
+    from upgrade.check.model import Check, Result
     from upgrade.dump.gathering import Residence
 
 
@@ -26,21 +27,33 @@ def main(options: argparse.Namespace) -> int:
     if options.list:
         _list(as_json=options.json)
         return ExitStatus.DONE
-    checks = runner.chosen(catalog.checks(), options.only, options.skip)
+    checks = _chosen(options)
     host = Host()
     situation = Situation(host, _of_all(request(options)), Config.load(host))
-    results = list(runner.run(checks, situation))
+    durations: dict[str, int] = {}
+    results = list(runner.run(checks, situation, durations))
     against, found = runner.refusal(results), None
     if against is None and not options.only and _has_containers(situation):
         try:
-            found = plan.make(host, situation.request, situation.config)
+            found = plan.make(host, situation.request, situation.config, lambda: situation.comparison)
         except UpgradeError as e:  # a run would end with it
             against = e
     if options.json:
-        answer(json.dumps(to_json(situation, results, against, found), indent=2))
+        answer(json.dumps(to_json(situation, results, durations, against, found), indent=2))
     else:
         answer(_text(situation, results, against, found))
     return ExitStatus.DONE if against is None else against.status
+
+
+def _chosen(options: argparse.Namespace) -> "list[Check]":
+    """Return the checks to run. Those that touch something have to be asked for."""
+    found = runner.chosen(catalog.checks(), options.only, options.skip)
+    checks = [check for check in found if options.probe or not check.asked]
+    if found and not checks:
+        raise UsageError(
+            "freezes the containers for a moment", subject=found[0].id, hint="add --probe if you want that"
+        )
+    return checks
 
 
 def _list(*, as_json: bool) -> None:
@@ -88,7 +101,11 @@ def _has_containers(situation: Situation) -> bool:
 
 
 def to_json(
-    situation: Situation, results: "list[Result]", against: UpgradeError | None, found: Plan | None
+    situation: Situation,
+    results: "list[Result]",
+    durations: Mapping[str, int],
+    against: UpgradeError | None,
+    found: Plan | None,
 ) -> dict[str, Any]:
     """Return everything for machines."""
     target = _target(situation)
@@ -102,6 +119,7 @@ def to_json(
         "kernel": str(target.path) if target else None,
         "kernel_named": situation.request.kernel is not None,
         "results": [each.to_json() for each in results],
+        "durations_ns": dict(durations),
         **(plan_to_json(found, situation.host) if found else {}),
     }
 

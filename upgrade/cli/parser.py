@@ -170,6 +170,11 @@ def _check_options(verb: Parser, *, hidden: bool = False) -> None:
         verb.add_argument(
             option, metavar="ID", action="append", default=[], help=text(f"{what}: an id or a family")
         )
+    verb.add_argument(
+        "--probe",
+        action="store_true",
+        help=text("dump each container as well, and let it go: proves it, at the price of a short freeze"),
+    )
     verb.add_argument("--list", action="store_true", help=text("name all checks, and end"))
 
 

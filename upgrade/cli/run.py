@@ -18,7 +18,7 @@ from upgrade import paths, plan
 from upgrade.check import catalog, runner, text
 from upgrade.check.model import Check, Status
 from upgrade.check.situation import Situation
-from upgrade.cli import SCHEMA_VERSION, answer, check, outcome, say
+from upgrade.cli import SCHEMA_VERSION, answer, check, outcome, say, unit
 from upgrade.config import Config
 from upgrade.errors import ExitStatus, Interrupted, Refusal, UpgradeError, UsageError
 from upgrade.host import Host
@@ -32,6 +32,8 @@ def main(options: argparse.Namespace) -> int:
     """Upgrade; returns only if the new kernel was not entered."""
     if options.dry_run or options.list:
         return check.main(options)
+    if options.probe:
+        raise UsageError("only check does that", subject="--probe", hint="seamless-upgrade check --probe")
     host = Host()
     request = check.request(options)
     if not (request.containers or request.cgroups or request.all):
@@ -58,7 +60,7 @@ def main(options: argparse.Namespace) -> int:
 
 def refuse_second() -> None:
     """Refuse if an upgrade runs already."""
-    if _is_busy():
+    if unit.is_busy():
         raise Refusal(
             "an upgrade runs already",
             subject=paths.RUN_UNIT,
@@ -66,14 +68,9 @@ def refuse_second() -> None:
         )
 
 
-def _is_busy() -> bool:
-    state = run(["systemctl", "is-active", paths.RUN_UNIT], check=False).stdout.strip()
-    return state in ("active", "activating", "deactivating")
-
-
 def _ask(situation: Situation, checks: Iterable[Check]) -> None:
     """Show what was found, and the plan, and ask; what the checks refuse is no question."""
-    found = plan.make(situation.host, situation.request, situation.config)
+    found = plan.make(situation.host, situation.request, situation.config, lambda: situation.comparison)
     if not sys.stdin.isatty():
         raise UsageError("nobody there to ask", hint="add --yes to upgrade without a question")
     results = list(runner.run(checks, situation))
@@ -114,7 +111,7 @@ def _follow() -> dict[str, Any]:
         seen = len(lines)
         if ended is not None:
             return ended
-        if not lines and time.monotonic() - started > UNIT_START_S and not _is_busy():
+        if not lines and time.monotonic() - started > UNIT_START_S and not unit.is_busy():
             raise UpgradeError(
                 "did not start", subject=paths.RUN_UNIT, hint=f"journalctl -u {paths.RUN_UNIT}"
             )

@@ -9,12 +9,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from upgrade import cgroup, paths, ranges
-from upgrade.cli import SCHEMA_VERSION, answer, outcome, say
+from upgrade.cli import SCHEMA_VERSION, answer, outcome, say, unit
 from upgrade.engines import engine, engines
 from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.kexec.cmdline import session_of
-from upgrade.process import run
 from upgrade.report import store
 from upgrade.report.model import Outcome, Report
 from upgrade.restore import ondemand
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 WAIT_S = 1800
-BUSY = ("active", "activating", "deactivating", "reloading")
 STATUS_OF = {
     Outcome.UPGRADED: ExitStatus.DONE,
     Outcome.DEGRADED: ExitStatus.DEGRADED,
@@ -68,23 +66,19 @@ def _ended_with(host: Host, report: Report | None) -> int:
 
 def _state(host: Host) -> str:
     """Return ``upgrading`` (before the jump), ``restoring`` (after it, until all memory is back) or ``idle``."""
-    if _unit(paths.RUN_UNIT) in BUSY:
+    if unit.is_busy():
         return "upgrading"
     session = session_of(host.command_line())
     restored = session is None or (paths.REPORTS / f"{session}.json").exists()
-    if host.exists(os.fspath(paths.PAGES)) and _unit(paths.RESTORE_UNIT) in ("activating", "active"):
+    if host.exists(os.fspath(paths.PAGES)) and unit.state(paths.RESTORE_UNIT) in ("activating", "active"):
         return "restoring"
-    if not restored and _unit(paths.RESTORE_UNIT) in ("activating", "inactive"):
+    if not restored and unit.state(paths.RESTORE_UNIT) in ("activating", "inactive"):
         return "restoring"
     # the report is written, the ranges are being given back
     ending = session is not None and host.exists(os.fspath(paths.PLAN))
     if ending and cgroup.is_populated(host, f"/system.slice/{paths.RESTORE_UNIT}"):
         return "restoring"
     return "idle"
-
-
-def _unit(name: str) -> str:
-    return run(["systemctl", "is-active", name], check=False).stdout.strip()
 
 
 def _last(host: Host) -> Report | None:

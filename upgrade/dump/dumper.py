@@ -39,11 +39,14 @@ class Dump(threading.Thread):
         self.container = container
         self.images = images
         self.parent = parent
-        self.criu = Criu()
+        self.criu = Criu(apart=True)
         self.arrived = threading.Event()  # held, or failed
         self.answer = threading.Event()
         self.error: Exception | None = None
         self.held = False
+        self.began_ns = 0
+        self.ended_ns = 0
+        """Between both (of the monotonic clock) the tasks stand still, and not longer than that."""
 
     def run(self) -> None:
         """Dump; ends only after :attr:`answer` was set or the dump has failed."""
@@ -57,6 +60,7 @@ class Dump(threading.Thread):
             if not self.held:
                 self.error = self._explain(e)
         finally:
+            self.ended_ns = time.monotonic_ns()
             self.held = False
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -92,6 +96,8 @@ class Dump(threading.Thread):
             self.arrived.set()
             self.answer.wait()
             return False
+        if script == "pre-dump":
+            self.began_ns = time.monotonic_ns()
         return True
 
     def _explain(self, error: Exception) -> UpgradeError:

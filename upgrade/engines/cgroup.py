@@ -76,7 +76,13 @@ class CgroupEngine:
 
     def _refuse_foreign_namespaces(self, path: str, root: int) -> None:
         for kind in NAMESPACES:
-            own, theirs = (os.readlink(self.host.path(f"/proc/{pid}/ns/{kind}")) for pid in ("self", root))
+            own = os.readlink(self.host.path(f"/proc/self/ns/{kind}"))
+            try:
+                theirs = os.readlink(self.host.path(f"/proc/{root}/ns/{kind}"))
+            except (
+                FileNotFoundError
+            ):  # its first thread has ended: containers.tasks says so if others have not
+                return
             if own != theirs:
                 raise Refusal(
                     f"its tasks have a {kind} namespace of their own",

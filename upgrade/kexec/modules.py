@@ -9,22 +9,25 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from upgrade.host import Host
 
 DIRECTORIES = ("/usr/lib/modules", "/lib/modules")
-_SUFFIX = re.compile(r"\.ko(\.(gz|xz|zst))?$")
+_COMPRESSIONS = (".gz", ".xz", ".zst")
 
 
 def name_of(path: str) -> str:
     """Return the name of the module in a file: dashes are underscores (modprobe.d(5))."""
-    return _SUFFIX.sub("", PurePosixPath(path).name).replace("-", "_")
+    name = path.rpartition("/")[2]
+    for compression in _COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return name.removesuffix(".ko").replace("-", "_")
 
 
 def is_module(path: str) -> bool:
     """Tell whether a file is called like a module."""
-    return _SUFFIX.search(path) is not None
+    return path.endswith(tuple(f".ko{each}" for each in ("", *_COMPRESSIONS)))
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Modules:
     directory: Path
     files: Mapping[str, str] = field(repr=False)
     """By name: the file, from the directory."""
-    needs: Mapping[str, Sequence[str]] = field(repr=False)
-    """By name: the modules that it needs, indirect ones, too."""
+    needs: Mapping[str, str] = field(repr=False)
+    """By name: the files of the modules that it needs, indirect ones, too; as they are listed, for few are asked."""
     builtin: frozenset[str] = field(repr=False)
 
     def has(self, name: str) -> bool:
@@ -53,7 +56,7 @@ class Modules:
 
     def with_needs(self, name: str) -> list[str]:
         """Return a module and those that it needs, as far as they are files."""
-        return [_plain(name), *self.needs.get(_plain(name), ())]
+        return [_plain(name), *map(name_of, self.needs.get(_plain(name), "").split())]
 
     def for_alias(self, alias: str) -> list[str]:
         """Return the modules that answer to a name like ``fs-ext4`` or the modalias of a device."""
@@ -103,10 +106,21 @@ class _Match:
 
 def load(host: Host, release: str) -> Modules | None:
     """Return the modules of a kernel; None if it has no directory, or depmod never saw it."""
+    directory = _directory(host, release)
+    return _load(directory) if directory else None
+
+
+def builtin(host: Host, release: str) -> frozenset[str]:
+    """Return what is built into a kernel; nothing if its modules are not installed."""
+    directory = _directory(host, release)
+    return _builtin(directory) if directory else frozenset()
+
+
+def _directory(host: Host, release: str) -> Path | None:
     for base in DIRECTORIES:
         directory = host.path(f"{base}/{release}")
         if (directory / "modules.dep").is_file():
-            return _load(directory)
+            return directory
     return None
 
 
@@ -114,10 +128,13 @@ def _load(directory: Path) -> Modules:
     files, needs = {}, {}
     for line in _text(directory / "modules.dep").splitlines():
         file, _, others = line.partition(":")
-        files[name_of(file)] = file
-        needs[name_of(file)] = tuple(name_of(other) for other in others.split())
-    builtin = _text(directory / "modules.builtin").split()
-    return Modules(directory, files, needs, frozenset(map(name_of, builtin)))
+        name = name_of(file)
+        files[name], needs[name] = file, others
+    return Modules(directory, files, needs, _builtin(directory))
+
+
+def _builtin(directory: Path) -> frozenset[str]:
+    return frozenset(map(name_of, _text(directory / "modules.builtin").split()))
 
 
 def _plain(name: str) -> str:

@@ -22,6 +22,7 @@ from upgrade.kexec.vdso import UNKNOWN_AREA, DataArea, DataPage, VdsoImage, Vdso
 from upgrade.kexec.vdso_code import PAGE_BYTES
 from upgrade.kexec.vmlinux import decompress
 
+NOBODY_ASKED = "no container runs a program of 32 bits"
 _LARGEST_BYTES = 16 * PAGE_BYTES
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) .*\[(vdso|vvar|vvar_vclock)\]$", re.MULTILINE)
 # The words of struct vdso_image in which sym_vvar_start and its pages may lie (its first two are data, size).
@@ -61,9 +62,11 @@ def in_vmlinux(vmlinux: bytes, release: str) -> Vdsos:
     return Vdsos(release, images[64], compat)
 
 
-def running(host: Host) -> Vdsos:
+def running(host: Host, *, compat: bool = True) -> Vdsos:
     """Return the vDSOs of the kernel that runs.
 
+    :param compat: whether anybody wants to know of the one for programs of 32 bits, for which a kernel has to be
+        decompressed
     :raises UpgradeError: where our own memory cannot be read
     :raises Refusal: where this kernel maps no vDSO
     """
@@ -79,8 +82,10 @@ def running(host: Host) -> Vdsos:
         raise UpgradeError(f"cannot read our own memory: {e.strerror}", subject="/proc/self/mem") from e
     native = parse(content, data=_mapped_area(mappings))
     release = host.release()
-    compat, unknown = _running_compat(host, release, native)
-    return Vdsos(release, native, compat, unknown)
+    if not compat:
+        return Vdsos(release, native, None, NOBODY_ASKED)
+    found, unknown = _running_compat(host, release, native)
+    return Vdsos(release, native, found, unknown)
 
 
 def _mappings(host: Host) -> list[tuple[str, str, str]]:

@@ -15,8 +15,10 @@ from upgrade.check.containers import (
     named,
     namespaces,
     pipes,
+    probe,
     sharing,
     sockets,
+    sysctls,
     tasks,
     terminals,
     unix,
@@ -40,4 +42,6 @@ CHECKS = (
     *ipc.CHECKS,
     *mounts.CHECKS,
     *links.CHECKS,
+    *sysctls.CHECKS,
+    *probe.CHECKS,
 )

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from upgrade.check.devices.blocks import Layer
+from upgrade.check.blocks import Layer
 from upgrade.host import Host
 
 CRYPTTAB = "/etc/crypttab"

@@ -5,8 +5,9 @@ import os
 from collections.abc import Iterator
 
 from upgrade import paths
-from upgrade.check.devices import blocks, crypt
-from upgrade.check.devices.blocks import Layer
+from upgrade.check import blocks
+from upgrade.check.blocks import Layer
+from upgrade.check.devices import crypt
 from upgrade.check.model import Finding, failed, passed, warned
 from upgrade.check.situation import Situation, Unknown
 from upgrade.host import Host

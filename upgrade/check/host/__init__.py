@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Is this the moment, and is everything installed?"""
 
-from upgrade.check.host import engines, installed, moment, resources, services
+from upgrade.check.host import engines, installed, moment, resources, services, updates
 from upgrade.check.model import Check
 
 CHECKS = (
@@ -11,6 +11,7 @@ CHECKS = (
     Check("host.space", "there is room for reports and state", resources.space),
     Check("host.clock", "time runs on across the jump", resources.clock),
     Check("host.packages", "no package is being installed", moment.packages),
+    Check("host.updates", "no newer CRIU or engine waits to be installed", updates.updates),
     Check("host.session", "no other upgrade goes on", moment.unfinished),
     Check("host.containers", "no container ends that was forgotten", engines.forgotten),
     Check("host.services", "the other services come back by themselves", services.services),

@@ -94,7 +94,7 @@ def unfinished(situation: Situation) -> Iterator[Finding]:
     host = situation.host
     plan.refuse_unfinished(host)
     session = session_of(host.command_line())
-    if _runs(host):
+    if upgrades(host):
         yield failed(
             paths.RUN_UNIT,
             "runs",
@@ -126,7 +126,7 @@ def unfinished(situation: Situation) -> Iterator[Finding]:
         yield passed("last upgrade", "has ended", os.fspath(paths.RUNTIME))
 
 
-def _runs(host: Host) -> bool:
+def upgrades(host: Host) -> bool:
     """Tell whether another process carries out an upgrade: not we, if we are the run's own unit."""
     ours = host.read_or("/proc/self/cgroup", "").endswith(f"/{paths.RUN_UNIT}")
     return not ours and cgroup.is_populated(host, f"/system.slice/{paths.RUN_UNIT}")

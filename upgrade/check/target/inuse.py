@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from upgrade.check import blocks
 from upgrade.host import Host
 from upgrade.kexec import filesystems, modules
 from upgrade.kexec.filesystems import Mount
@@ -47,8 +48,9 @@ _NETWORK = (
     "xfrm",
     "xt_",
 )
-# /sys/block/dm-N/dm/uuid begins with who made it; the modules of its targets
-_MAPPER = {"CRYPT": "dm_crypt", "mpath": "dm_multipath", "LVM": "dm_mod"}
+# The modules of the device mapper's targets, and of levels of RAID that share one
+_MAPPERS = {"crypt": "dm_crypt", "multipath": "dm_multipath", "lvm": "dm_mod", "dm": "dm_mod"}
+_LEVELS = {"raid4": "raid456", "raid5": "raid456", "raid6": "raid456"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +85,18 @@ def root(host: Host) -> Mount | None:
 def disks(host: Host, mount: Mount) -> dict[str, list[Driven]]:
     """Return the disks that a file system lies on, each with the devices that it hangs on."""
     known = listed(host)
-    devices = _with_slaves(host, block_device(host, mount))
-    return {device.name: list(chain(host, device, known)) for device in devices}
+    names = [layer.name for layer in blocks.layers(host, mount) if not layer.below]
+    return {name: list(chain(host, host.path(f"{SYS_BLOCK}/{name}"), known)) for name in names}
 
 
 def mappers(host: Host, mount: Mount) -> set[str]:
     """Return the modules that make a file system's device out of others: device mapper, RAID."""
     found = set()
-    for device in _with_slaves(host, block_device(host, mount)):
-        if (device / "dm").is_dir():
-            kind = _text(device / "dm/uuid").partition("-")[0]
-            found |= {"dm_mod", _MAPPER.get(kind, "dm_mod")}
-        if level := _text(device / "md/level"):
-            found |= {
-                "md_mod",
-                {"raid4": "raid456", "raid5": "raid456", "raid6": "raid456"}.get(level, level),
-            }
+    for layer in blocks.layers(host, mount):
+        if layer.kind in _MAPPERS:
+            found |= {"dm_mod", _MAPPERS[layer.kind]}
+        elif layer.below and layer.kind != "partition":
+            found |= {"md_mod", _LEVELS.get(layer.kind, layer.kind)}
     return found
 
 
@@ -135,22 +133,12 @@ def loaded(host: Host) -> list[str]:
     return sorted(line.split()[0] for line in host.read_or("/proc/modules", "").splitlines() if line)
 
 
-def block_device(host: Host, mount: Mount) -> Path | None:
-    """Return a file system's block device in sysfs; None if it is on none."""
-    by_name = host.path(f"{SYS_BLOCK}/{_resolved(host, mount.source).name}")
-    for path in (host.path(f"/sys/dev/block/{mount.device}"), by_name):
-        if mount.source.startswith("/dev/") and path.exists():
-            return path.resolve()
-    return None
-
-
 def listed(host: Host) -> frozenset[str]:
     """Return the modules that run and that every kernel would list: loaded ones, and built-in ones with a name.
 
     A driver that is never a module (``pcieport``) has a name in sysfs, too, but is in no ``modules.builtin``.
     """
-    running = modules.load(host, host.release())
-    return frozenset(loaded(host)) | (running.builtin if running else frozenset())
+    return frozenset(loaded(host)) | modules.builtin(host, host.release())
 
 
 def chain(host: Host, device: Path, known: frozenset[str]) -> Iterator[Driven]:
@@ -171,19 +159,3 @@ def _text(file: Path) -> str:
         return file.read_text(errors="replace").strip()
     except OSError:
         return ""
-
-
-def _with_slaves(host: Host, device: Path | None) -> Iterator[Path]:
-    """Yield a block device and all that it is made of."""
-    if device is None:
-        return
-    yield device
-    slaves = device / "slaves"
-    for name in sorted(os.listdir(slaves)) if slaves.is_dir() else ():
-        yield from _with_slaves(host, host.path(f"{SYS_BLOCK}/{name}").resolve())
-
-
-def _resolved(host: Host, source: str) -> Path:
-    """Return what a name like ``/dev/mapper/root`` stands for."""
-    path = host.path(source)
-    return Path(os.path.realpath(path)) if path.is_symlink() else path

@@ -79,7 +79,7 @@ def _filesystem(kind: str) -> By:
 
 
 # What each does for CRIU: https://criu.org/Linux_kernel, and criu/cr-check.c, cr_check(). MEM_SOFT_DIRTY is not here:
-# no dump of ours tracks what was written.
+# a dump does without it (upgrade/dump/parent.py).
 NEEDS = (
     Need(("CHECKPOINT_RESTORE",), "restoring tasks with their numbers and memory layout", _criu),
     Need(("NAMESPACES", "TIME_NS"), "clocks that go on instead of jumping back (criu/timens.c)", _criu),

@@ -13,8 +13,6 @@ from upgrade.engines import Container
 from upgrade.errors import UpgradeError
 from upgrade.kexec import filesystems
 
-# e_ident[EI_CLASS] of an ELF file (elf(5))
-_ELFCLASS32 = b"\x7fELF\x01"
 _ENDED = (FileNotFoundError, ProcessLookupError)
 
 
@@ -79,10 +77,10 @@ class Use:
         """Who is restricted by seccomp(2)."""
         return self._where(lambda pid: self._status(pid, "Seccomp") not in ("", "0"))
 
-    @cached_property
-    def narrow(self) -> list[str]:
+    @property
+    def narrow(self) -> Sequence[str]:
         """Who runs programs of 32 bits."""
-        return self._where(self._is_narrow)
+        return self.situation.narrow
 
     @cached_property
     def native_aio(self) -> list[str]:
@@ -120,13 +118,6 @@ class Use:
             if name == key:
                 return value.strip()
         return ""
-
-    def _is_narrow(self, pid: int) -> bool:
-        try:
-            with self.situation.host.path(f"/proc/{pid}/exe").open("rb") as file:
-                return file.read(len(_ELFCLASS32)) == _ELFCLASS32
-        except _ENDED:
-            return False
 
     def _own(self, kind: str) -> str:
         return self._namespace("self", kind)

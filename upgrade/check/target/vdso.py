@@ -4,35 +4,19 @@
 from collections.abc import Iterator
 
 from upgrade.check.model import Finding, failed, passed, warned
-from upgrade.check.situation import Situation, Unknown
+from upgrade.check.situation import Situation
 from upgrade.check.target.use import Use, named
-from upgrade.errors import Refusal
-from upgrade.kexec import vdso_compare, vdso_effects, vdso_find
+from upgrade.kexec import vdso_effects
 from upgrade.kexec.vdso_compare import SymbolChange, VdsoComparison
 
 ENCLAVES = "/dev/sgx_enclave"
 _REMEDY = "choose another kernel, or restart these programs afterwards"
 
 
-def compare(situation: Situation) -> VdsoComparison:
-    """Compare both vDSOs.
-
-    :raises Refusal: if the new kernel cannot be decompressed, or has no vDSO
-    """
-    image = situation.target.image
-    try:
-        target = vdso_find.in_vmlinux(situation.vmlinux, image.release)
-    except Unknown as e:
-        raise e.__cause__ or e from None  # this check is the one that says why
-    except Refusal as e:
-        raise Refusal(e.message, subject=str(image.path), hint=e.hint) from e
-    return vdso_compare.compare(vdso_find.running(situation.host), target)
-
-
 def vdso(situation: Situation) -> Iterator[Finding]:
     """Look at every function, and at both widths of programs."""
     narrow = Use(situation).narrow
-    found = compare(situation)
+    found = situation.comparison
     widths = [decision.bits for decision in found.decisions if decision.bits == 64 or narrow]
     bad = [each for each in _distinct(found) if each.bits in widths and _may_be_called(situation, each)]
     for change in bad:

@@ -16,46 +16,37 @@ from pathlib import Path
 import pytest
 
 from tests.vm.conftest import Guest, Guests
+from upgrade.errors import ExitStatus
 
 HERE = Path(__file__).parent
 THERE = "/root/conditions"
 UNDUMPABLE = sorted((HERE / "undumpable").glob("*.py"))
 UNRESTORABLE = sorted((HERE / "unrestorable").glob("*.py"))
 DUMPABLE = sorted((HERE / "dumpable").glob("*.py"))
-# One after the other, as a slow machine would else need all of its memory for interpreters that start
-START = f"""
-mkdir -p /sys/fs/cgroup/workload
-for program in {THERE}/*able/*.py; do
-    name=$(basename $(dirname $program))-$(basename $program .py)
-    cgroup=/sys/fs/cgroup/workload/$name
-    mkdir -p $cgroup
-    sh -c 'echo $$ > "$1/cgroup.procs"; cd /; PYTHONPATH={THERE} exec setsid --fork python3 "$2" </dev/null >/dev/null \
-        2>"/run/$3.err"' sh $cgroup $program $name
-    for i in $(seq 300); do test -s /run/conditions/$name && break; sleep 0.05; done
-done
-"""
+START = f"python3 {THERE}/launch.py {THERE}/*able/*.py"
 STATES = 'cd /run/conditions; for f in *; do echo "$f: $(cat $f)"; done'
-# The options of upgrade/dump/dumper.py and upgrade/engines/cgroup.py, but the tasks run on
-DUMP = """
-mkdir -p /run/dump
-mount -t tmpfs dump /run/dump
-for name in {names}; do
-    mkdir /run/dump/$name
-    status=0
-    timeout 60 criu dump -t $(cat /run/conditions/$name.pid) -D /run/dump/$name -o log -v2 --leave-running \
-        --tcp-established --ext-unix-sk --file-locks --link-remap --ghost-limit 64M --manage-cgroups=soft \
-        --freeze-cgroup /sys/fs/cgroup/workload/$name --network-lock skip >/dev/null 2>&1 || status=$?
-    echo "$name|$status|$(grep -h 'Error (' /run/dump/$name/log | head -n 2 | sed 's/^[^E]*//' | tr '\\n|' '; ')"
-    echo 0 > /sys/fs/cgroup/workload/$name/cgroup.freeze
-    case $name in unrestorable-*)
-        echo 1 > /sys/fs/cgroup/workload/$name/cgroup.kill
-        while test -s /sys/fs/cgroup/workload/$name/cgroup.procs; do sleep 0.1; done
-        timeout 60 criu restore -D /run/dump/$name -o restore --restore-detached --ext-unix-sk --file-locks \
-            --manage-cgroups=soft >/dev/null 2>&1 && echo "$name-restored|0|"
-    esac
-    rm -rf /run/dump/$name
-done
+# The options of upgrade/dump/dumper.py and upgrade/engines/cgroup.py, but the tasks run on. As there, pages go nowhere,
+# except for those that are to be restored.
+DUMP = r"""
+name=$1 images=/run/dump/$1 status=0
+mkdir $images
+case $name in unrestorable-*) ;; *)
+    for number in $(seq 8); do ln -s /dev/null $images/pages-$number.img; done
+esac
+timeout 60 criu dump -t $(cat /run/conditions/$name.pid) -D $images -o log -v2 --leave-running \
+    --tcp-established --ext-unix-sk --file-locks --link-remap --ghost-limit 64M --manage-cgroups=soft \
+    --freeze-cgroup /sys/fs/cgroup/workload/$name --network-lock skip >/dev/null 2>&1 || status=$?
+echo "$name|$status|$(grep -h 'Error (' $images/log | head -n 2 | sed 's/^[^E]*//' | tr '\n|' '; ')"
+echo 0 > /sys/fs/cgroup/workload/$name/cgroup.freeze
+case $name in unrestorable-*)
+    echo 1 > /sys/fs/cgroup/workload/$name/cgroup.kill
+    while test -s /sys/fs/cgroup/workload/$name/cgroup.procs; do sleep 0.1; done
+    timeout 60 criu restore -D $images -o restore --restore-detached --ext-unix-sk --file-locks \
+        --manage-cgroups=soft >/dev/null 2>&1 && echo "$name-restored|0|"
+esac
+rm -rf $images
 """
+DUMP_ALL = f"mkdir -p /run/dump; mount -t tmpfs dump /run/dump; xargs -P 2 -n 1 sh {THERE}/dump </run/names"
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ def packed() -> bytes:
     """Return all programs as an archive."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        for file in (HERE / "condition.py", *UNDUMPABLE, *UNRESTORABLE, *DUMPABLE):
+        for file in (HERE / "condition.py", HERE / "launch.py", *UNDUMPABLE, *UNRESTORABLE, *DUMPABLE):
             tar.add(file, str(file.relative_to(HERE)))
     return archive.getvalue()
 
@@ -94,7 +85,7 @@ def packed() -> bytes:
 @pytest.fixture(scope="module")
 def guest(guests: Guests) -> Iterator[Guest]:
     """Return a guest with Redis and a runc container."""
-    yield from guests.boot(["redis", "runc-memory"])
+    yield from guests.boot(["redis", "runc-memory"], store_mib=256)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +108,9 @@ def verdicts(guest: Guest) -> Verdicts:
         elif result["status"] == "skip":
             print(result)
     refusals = {}
-    for line in guest.shell(DUMP.format(names=" ".join(names))).splitlines():
+    guest.machine.put(f"{THERE}/dump", DUMP.encode())
+    guest.machine.put("/run/names", "\n".join(names).encode())
+    for line in guest.shell(DUMP_ALL).splitlines():
         name, status, reason = line.split("|", 2)
         refusals[name] = "" if status == "0" else reason or f"status {status}"
         print(f"{name}: {refusals[name] or 'dumped'}")
@@ -152,6 +145,20 @@ def test_dumpable(verdicts: Verdicts, program: Path) -> None:
     assert agreed, (verdicts.refusals[name], verdicts.failed.get(name))
 
 
+def test_how_many_were_missed(verdicts: Verdicts) -> None:
+    """Print the figures: of what CRIU refused, how much `check` did not see, and what it refused for no reason."""
+    refused = {name for name, reason in verdicts.refusals.items() if reason}
+    missed = sorted(name for name in refused if not verdicts.failed.get(name))
+    false = sorted(
+        name for name in verdicts.failed if not verdicts.refusals.get(name) and "unrestorable" not in name
+    )
+    print(
+        f"{len(verdicts.refusals)} conditions, {len(refused)} refused by CRIU, {len(refused) - len(missed)} of these "
+        f"found by check before, {len(missed)} missed {missed}, {len(false)} refused by check alone {false}"
+    )
+    assert (missed, false) == ([], [])
+
+
 def test_most_conditions_were_there(verdicts: Verdicts) -> None:
     ready = [program for program in UNDUMPABLE if verdicts.states.get(name_of(program)) == "ready"]
     assert len(ready) >= 0.8 * len(UNDUMPABLE), verdicts.states
@@ -162,3 +169,48 @@ def test_healthy(guest: Guest) -> None:
         "check", "--json", "--only", "containers", "--cgroup", "/workload/redis", "--container", "memory"
     )
     assert {result["status"] for result in answer.json["results"]} == {"pass"}, answer.out
+
+
+def test_probe(guest: Guest) -> None:
+    """Both are dumped for real and run on: the same processes, the same connection, and nothing of it is left."""
+    guest.machine.put("/root/increments.py", (HERE / "increments.py").read_bytes())
+    before = guest.traces()
+    guest.shell("setsid --fork python3 /root/increments.py /run/probe </dev/null >/dev/null 2>/run/probe.err")
+    guest.wait("test -e /run/probe/runs")
+    answer = guest.command(
+        "check",
+        "--json",
+        "--probe",
+        "--only",
+        "containers",
+        "--cgroup",
+        "/workload/redis",
+        "--container",
+        "memory",
+    )
+    assert answer.status == ExitStatus.DONE, answer
+    found = [each for each in answer.json["results"] if each["id"] == "containers.probe"]
+    assert [each["subject"] for each in found] == ["/workload/redis", "memory"]
+    for each in found:
+        print(each["subject"], each["seen"])
+        assert 0 < each["figures"]["freeze_ns"] < 60e9
+    guest.shell("touch /run/probe/end")
+    guest.wait("test -s /run/probe/longest || test -s /run/probe.err")
+    assert guest.shell("cat /run/probe.err") == ""
+    print("longest pause of a client:", guest.shell("cat /run/probe/longest"), "s")
+    assert guest.traces() == before
+    assert guest.verify("redis", "runc-memory") == {}
+
+
+def test_probe_of_what_criu_refuses(guest: Guest, verdicts: Verdicts) -> None:
+    """Another check has named it, so that it is not frozen; where that is left out CRIU says it, and it runs on."""
+    words = ("--json", "--probe", "--cgroup", "/workload/undumpable-io_uring")
+    tried = guest.command("check", *words, "--only", "containers")
+    assert tried.status == ExitStatus.REFUSED
+    assert [e["status"] for e in tried.json["results"] if e["id"] == "containers.probe"] == ["skip"]
+    refused = guest.command("check", *words, "--only", "containers.probe")
+    assert refused.status == ExitStatus.REFUSED
+    assert "CRIU cannot dump it" in refused.error["message"]
+    pid = guest.shell("cat /run/conditions/undumpable-io_uring.pid").strip()
+    assert guest.shell(f"cut -d' ' -f3 /proc/{pid}/stat").strip() in ("S", "R")
+    assert guest.shell("cat /sys/fs/cgroup/workload/undumpable-io_uring/cgroup.freeze").strip() == "0"
