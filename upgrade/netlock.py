@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The network lock: packets to and from preserved sockets of the host's network namespace are dropped.
+"""The network lock: packets to and from preserved sockets are dropped.
+
+Sockets of the host's network namespace are locked by their ports; those of containers that the host passes packets on
+to by the containers' addresses, and by the ports of the host that lead there: without the engine's rules, which are
+not there yet, such a packet would be answered by the host itself.
 
 From before the dump until the restored sockets exist, in both kernels: a packet to a port without its socket would
 be answered with RST. One table of nftables, a chain for each container, so that each is unlocked by itself.
@@ -16,15 +20,35 @@ TABLE = "inet seamless_upgrade"
 _PRIORITY = -300
 
 
-def ruleset(ports: Mapping[int, Sequence[int]]) -> str:
-    """Return the rules for the local TCP and UDP ports of each container, by the container's number."""
+# Each hook, which end of a connection is the local port there, and which the address of a container. What goes to a
+# container has its address in postrouting only: what the host sends itself is given another destination in output.
+_HOOKS = (
+    ("input", "dport", ("saddr",)),
+    ("forward", "", ("saddr", "daddr")),
+    ("output", "sport", ()),
+    ("postrouting", "", ("daddr",)),
+)
+
+
+def ruleset(ports: Mapping[int, Sequence[int]], addresses: Mapping[int, Sequence[str]] | None = None) -> str:
+    """Return the rules for the local TCP and UDP ports of each container, and its addresses, by its number."""
+    addresses = addresses or {}
     chains = []
-    for direction, match in (("input", "dport"), ("output", "sport")):
+    for direction, match, ends in _HOOKS:
         jumps = "".join(f"    jump {direction}-{number}\n" for number in ports)
         head = f"    type filter hook {direction} priority {_PRIORITY}; policy accept;\n"
         for number, numbers in ports.items():
             listed = ", ".join(map(str, sorted(set(numbers))))
-            drop = f"    meta l4proto {{ tcp, udp }} th {match} {{ {listed} }} drop\n" if listed else ""
+            drop = (
+                f"    meta l4proto {{ tcp, udp }} th {match} {{ {listed} }} drop\n"
+                if listed and match
+                else ""
+            )
+            drop += "".join(
+                f"    {'ip6' if ':' in address else 'ip'} {end} {address} drop\n"
+                for address in sorted(set(addresses.get(number, ())))
+                for end in ends
+            )
             chains.append(f"  chain {direction}-{number} {{\n{drop}  }}\n")
         chains.append(f"  chain {direction} {{\n{head}{jumps}  }}\n")
     # Emptied first, in the same transaction: a lock replaces another without a gap.
@@ -38,7 +62,7 @@ def lock(rules: str) -> None:
 
 def unlock(number: int) -> None:
     """Let one container's packets through."""
-    flush = "".join(f"flush chain {TABLE} {direction}-{number}\n" for direction in ("input", "output"))
+    flush = "".join(f"flush chain {TABLE} {direction}-{number}\n" for direction, _, _ in _HOOKS)
     run(["nft", "-f", "-"], input=flush)
 
 

@@ -17,6 +17,8 @@ from upgrade.config import Config
 from upgrade.dump import peers, sockets, threads
 from upgrade.dump.dumper import Dumps
 from upgrade.dump.frames import Frames, Stopped
+from upgrade.engines import engine
+from upgrade.engines.base import Images
 from upgrade.errors import UpgradeError
 from upgrade.events import Events
 from upgrade.host import Host
@@ -75,7 +77,8 @@ class Standstill:
         frozen_at = self.events.stamp("freeze")
         cgroup.freeze(self.host, names, self.config.freeze_timeout_seconds)
         frozen = tuple(self._look_at(dumped, frozen_at, session) for dumped in session.containers)
-        rules = netlock.ruleset(self._ports(frozen))
+        addresses = {number: dumped.container.addresses for number, dumped in enumerate(frozen)}
+        rules = netlock.ruleset(self._ports(frozen), addresses)
         self.undo.push("unlock")
         netlock.lock(rules)
         self.events.stamp("frozen")
@@ -112,7 +115,7 @@ class Standstill:
                 sockets.of_pids(self.host, cgroup.pids(self.host, d.container.cgroup), table)
             )
             if d.container.host_network
-            else ()
+            else tuple(d.container.published)
             for number, d in enumerate(containers)
         }
 
@@ -168,6 +171,7 @@ class Standstill:
 
     def _capture_one(self, dumped: Dumped) -> Dumped:
         directory = paths.STORE / dumped.directory
+        engine(self.host, dumped.container.engine).capture(dumped.container, Images(directory, directory))
         nudged = self.config.nudge and dumped.container.host_network
         return replace(
             dumped,

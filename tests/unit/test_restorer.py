@@ -85,6 +85,11 @@ class Scene:
         return [line.split()[-1] for text in self.programs.inputs("nft") for line in text.splitlines()]
 
 
+def unlocked(number: int) -> list[str]:
+    """Return the chains that are emptied for a container."""
+    return [f"{hook}-{number}" for hook in ("input", "forward", "output", "postrouting")]
+
+
 @pytest.fixture
 def scene(
     machine: Machine,
@@ -109,7 +114,7 @@ def test_all_come_back_in_their_order(scene: Scene) -> None:
         ("/c", "restored", None),
     ]
     assert all(r.running_at >= 1000 for r in results)
-    assert sorted(scene.flushed()) == [f"{d}put-{n}" for d in ("in", "out") for n in range(3)]
+    assert sorted(scene.flushed()) == sorted(unlocked(0) + unlocked(1) + unlocked(2))
     assert len(scene.nudged) == 3
     assert scene.waited == ["network"] * 3
     requests = [note for note in scene.criu.seen() if note.get("request") == "RESTORE"]
@@ -133,7 +138,7 @@ def test_it_is_unlocked_once_whatever_criu_says(scene: Scene, steps: list[list[A
     scene.add("/a")
     (result,) = scene.bring_back()
     assert result.outcome == "restored"
-    assert scene.flushed() == ["input-0", "output-0"]
+    assert scene.flushed() == unlocked(0)
 
 
 class Pages:
@@ -207,7 +212,7 @@ def test_what_cannot_be_restored_is_started_from_cold(
     assert scene.was_started("/a")
     assert scene.machine.written("/sys/fs/cgroup/a/cgroup.kill") == ["1"]
     assert scene.machine.written("/sys/fs/cgroup/a/cgroup.freeze") == ["0"]
-    assert scene.flushed() == ["input-0", "output-0"]
+    assert scene.flushed() == unlocked(0)
     assert scene.nudged == []
 
 
@@ -254,7 +259,7 @@ def test_without_a_working_criu_everything_is_started_from_cold(scene: Scene, ho
 def test_what_nobody_can_start_is_lost_and_the_others_are_not(scene: Scene) -> None:
     scene.criu.on("RESTORE", ["answer", {"success": False, "message": "no"}])
     scene.add("/a", container=container("/a"))
-    scene.add("/b", container=Container("/b", "podman", "/b", 7, host_pids=False, host_network=False))
+    scene.add("/b", container=Container("/b", "docker", "/b", 7, host_pids=False, host_network=False))
     scene.add("/c", container=container("/c", cold_start=["nothing-of-that-name"]))
     scene.add("/d")
     first, second, third, fourth = scene.bring_back()
@@ -341,7 +346,7 @@ def test_what_is_back_is_not_restored_a_second_time(scene: Scene) -> None:
     assert (first.outcome, first.running_at, first.lazy) == ("restored", 555, True)
     assert (second.outcome, second.reason) == ("restored", None)
     assert len([note for note in scene.criu.seen() if note.get("request") == "RESTORE"]) == 1
-    assert scene.flushed() == ["input-1", "output-1"]
+    assert scene.flushed() == unlocked(1)
 
 
 def test_what_two_processes_died_of_is_not_tried_by_a_third(scene: Scene) -> None:

@@ -6,6 +6,8 @@ Light on imports: the new kernel restores through the same modules.
 
 from upgrade.engines.base import Container, Engine
 from upgrade.engines.cgroup import CgroupEngine
+from upgrade.engines.crun import CrunEngine
+from upgrade.engines.podman import PodmanEngine
 from upgrade.engines.runc import RuncEngine
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
@@ -15,7 +17,7 @@ __all__ = ("Container", "Engine", "engine", "engines")
 
 def engines(host: Host) -> tuple[Engine, ...]:
     """Return one adapter of every kind."""
-    return (CgroupEngine(host), RuncEngine(host))
+    return (CgroupEngine(host), RuncEngine(host), CrunEngine(host), PodmanEngine(host))
 
 
 def engine(host: Host, name: str) -> Engine:

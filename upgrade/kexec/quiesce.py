@@ -26,10 +26,13 @@ KEPT = (
     "iwd.service",
     "network-online.target",
     "network-pre.target",
+    "netavark-dhcp-proxy.service",
+    "netavark-dhcp-proxy.socket",
     "network.target",
     "networking.service",
     "nftables.service",
     "openvswitch-switch.service",
+    "podman-restart.service",  # stops containers when it is stopped
     "systemd-logind.service",
     "systemd-networkd.service",
     "systemd-networkd.socket",

@@ -90,7 +90,7 @@ def let_through(ledger: Ledger, containers: Sequence[Dumped]) -> None:
     """Take those out of the network lock that run again."""
     for number, back in ledger.back.items():
         dumped = containers[number]
-        if dumped.container.host_network:
+        if dumped.container.host_network or dumped.container.addresses:
             netlock.unlock(number)
         if back.outcome == "restored":
             nudge.peers(dumped.peers)

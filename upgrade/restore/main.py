@@ -24,7 +24,7 @@ from upgrade.restore.arrival import Arrival
 from upgrade.restore.frames import FrameMount
 from upgrade.restore.ledger import Back, Ledger
 from upgrade.restore.ondemand import PageService
-from upgrade.restore.restorer import Restorer, cold_start, of, work_directory
+from upgrade.restore.restorer import Restorer, cold_start, is_late, of, work_directory
 from upgrade.session import Session
 
 NETWORK_S = 20.0
@@ -117,7 +117,7 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
         pages,
     )
     attempt(wait_for_local_files, "not all local file systems were there", problems)
-    restored = restorer.restore_all()
+    restored = restorer.restore_all(let_boot_go_on)
     moments["restored"] = clock.tsc()
     if locked:
         attempt(netlock.remove, "the network lock could not be removed", problems)
@@ -220,6 +220,11 @@ def attempt(action: Callable[[], object], otherwise: str, problems: list[str]) -
     return True
 
 
+def let_boot_go_on() -> None:
+    """Have systemd go on with what waits for us: all that needs nothing of it is back, the rest waits for it."""
+    fdstore.notify("READY=1")
+
+
 def wait_for_local_files() -> None:
     """Wait for what ``/etc/fstab`` mounts: the files and volumes of the containers.
 
@@ -273,6 +278,8 @@ def _start_from_cold(host: Host, clock: Clock, identity: str, ledger: Ledger, re
     attempt(wait_for_local_files, "not all local file systems were there", [])
     plan = arrival.plan_of(identity)
     containers = plan.containers if plan is not None else ()
+    if any(is_late(host, dumped) for dumped in containers):
+        let_boot_go_on()
     if ledger.starts > 1:
         from upgrade.restore import aftermath
 
