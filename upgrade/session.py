@@ -42,6 +42,9 @@ class Dumped:
     vdso_action: str = ""
     frozen_at: int = 0  # TSC
     peers: tuple[Mapping[str, Any], ...] = ()
+    """The other ends of its connections, with the addresses that they see."""
+    flows: tuple[Mapping[str, Any], ...] = ()
+    """Its connections that the host translates."""
     checksums: Mapping[str, Sum] = field(default_factory=dict)
     in_place: bool = False
     """Its page frames stay where they are."""
@@ -158,6 +161,7 @@ def _dumped(entry: dict[str, Any]) -> Dumped:
             **entry,
             "container": Container(**entry["container"]),
             "peers": tuple(entry["peers"]),
+            "flows": tuple(entry["flows"]),
             "frame_files": tuple(entry["frame_files"]),
             "checksums": {name: Sum(**value) for name, value in entry["checksums"].items()},
         }

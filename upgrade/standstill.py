@@ -12,12 +12,12 @@ from typing import Self
 
 from memfs import checksums
 from memfs.ranges import Range
-from upgrade import cgroup, linux, netlock, paths
+from upgrade import cgroup, conntrack, linux, netlock, paths
 from upgrade.config import Config
 from upgrade.dump import peers, sockets, threads
 from upgrade.dump.dumper import Dumps
 from upgrade.dump.frames import Frames, Stopped
-from upgrade.engines import engine
+from upgrade.engines import Container, engine
 from upgrade.engines.base import Images
 from upgrade.errors import UpgradeError
 from upgrade.events import Events
@@ -172,12 +172,21 @@ class Standstill:
     def _capture_one(self, dumped: Dumped) -> Dumped:
         directory = paths.STORE / dumped.directory
         engine(self.host, dumped.container.engine).capture(dumped.container, Images(directory, directory))
-        nudged = self.config.nudge and dumped.container.host_network
+        flows = self._flows(dumped.container)
+        found = peers.of_images(directory) if self.config.nudge else ()
         return replace(
             dumped,
-            peers=peers.of_images(directory) if nudged else (),
+            peers=found if dumped.container.host_network else conntrack.from_outside(found, flows),
+            flows=flows,
             checksums=checksums.of_tree(directory, os.cpu_count() or 1),
         )
+
+    def _flows(self, container: Container) -> tuple[conntrack.Flow, ...]:
+        try:
+            return conntrack.of(container.addresses)
+        except OSError as e:
+            self.events.warn(f"{container.name}: connections through the host may break: {e}")
+            return ()
 
     def _jump(self, session: Session, frames: Frames) -> None:
         with (paths.STORE / JUMP_FILE).open("wb", buffering=0) as file:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
-from upgrade import cgroup, netlock, paths
+from upgrade import cgroup, conntrack, netlock, paths
 from upgrade.clock import Clock
 from upgrade.engines import Container, engine
 from upgrade.host import Host
@@ -91,6 +91,8 @@ def let_through(ledger: Ledger, containers: Sequence[Dumped]) -> None:
     for number, back in ledger.back.items():
         dumped = containers[number]
         if dumped.container.host_network or dumped.container.addresses:
+            with suppress(OSError):
+                conntrack.put_back(dumped.flows)
             netlock.unlock(number)
         if back.outcome == "restored":
             nudge.peers(dumped.peers)

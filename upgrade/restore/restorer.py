@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Thread
 
 from memfs import checksums
-from upgrade import cgroup, netlock, paths
+from upgrade import cgroup, conntrack, netlock, paths
 from upgrade.clock import Clock
 from upgrade.criu import Criu
 from upgrade.engines import engine
@@ -102,9 +102,14 @@ class Restorer:
             if number not in self.ledger.may_run:
                 self.ledger.let_run(number)
             if locked[0]:
+                try:
+                    conntrack.put_back(dumped.flows)
+                except OSError as e:
+                    forgotten.append(f"its connections through the host may break: {e}")
                 netlock.unlock(number)
                 locked[0] = False
 
+        forgotten: list[str] = []
         lazy = [False]
         outcome, reason = "restored", self._restore(number, unlock, lazy)
         if reason is not None:
@@ -119,6 +124,8 @@ class Restorer:
             nudge.peers(dumped.peers if outcome == "restored" else ())  # only now have all left repair mode
         except Exception as e:
             reason = f"{reason or 'restored'}; but its network stays locked until all are restored: {e}"
+        if forgotten:
+            reason = f"{reason or outcome}; {forgotten[0]}"
         if lazy[0] and self.pages is not None:
             self.pages.answers(dumped)
         back = Back(outcome, reason, running_at, lazy[0] and outcome == "restored")
