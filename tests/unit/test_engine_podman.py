@@ -4,6 +4,7 @@
 import json
 import socket
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from builders.oci import put_crun
 from builders.programs import Programs
 
 from upgrade.criu import messages
-from upgrade.engines import bus
+from upgrade.engines import bus, health
 from upgrade.engines.base import Container, Images
 from upgrade.engines.podman import PodmanEngine
 from upgrade.errors import Refusal, UpgradeError
@@ -270,6 +271,48 @@ def test_what_podman_says_is_told_and_its_links_are_removed(
     assert sorted(p.name for p in directory.iterdir()) == ["restore.log"]
     assert podman.programs.calls("podman")[-1] == ["podman", "kill", ID]
     assert machine.written(f"/sys/fs/cgroup/crun/{ID}/cgroup.kill") == ["1"]
+
+
+def test_its_health_checks_go_on(
+    machine: Machine, podman: Podman, engine: PodmanEngine, tmp_path: Path, listening: None
+) -> None:
+    checks = {"Test": ["CMD", "true"], "Interval": 7_000_000_000}
+    podman.run(ID, "web", 500, Config={"Tty": False, "Healthcheck": checks})
+    ran = tmp_path / "ran"
+    podman.programs.add("systemd-run")
+    podman.programs.add("systemctl", f": >{ran}")
+    engine.restore(engine.find("web"), made(tmp_path), lambda: None)
+    while not ran.exists():  # it is not waited for
+        time.sleep(0.01)
+    (call,) = podman.programs.calls("systemd-run")
+    assert {f"--unit={ID}", "--on-unit-inactive=7000000us"} <= set(call)
+    assert call[-4:] == ["podman", "healthcheck", "run", ID]
+    assert podman.programs.calls("systemctl") == [["systemctl", "restart", "--no-block", f"{ID}.service"]]
+
+
+@pytest.mark.parametrize(
+    ("checks", "expected"),
+    [
+        ({}, []),
+        ({"Healthcheck": {"Test": ["NONE"]}}, []),
+        ({"Healthcheck": {"Interval": 5}, "StartupHealthCheck": None}, [ID, 5]),
+        ({"Healthcheck": {"Interval": 5}, "StartupHealthCheck": {"Interval": 3}}, [f"{ID}-startup", 3]),
+    ],
+)
+def test_checks_begin_with_those_of_the_start(checks: dict[str, Any], expected: list[Any]) -> None:
+    assert health.of({"Id": ID, "Config": checks}) == expected
+
+
+def test_timers_that_were_stopped_are_started_again(podman: Podman, tmp_path: Path) -> None:
+    podman.run(ID, "web", 500, Config={"Tty": False, "Healthcheck": {"Interval": 9_000_000_000}})
+    ran = tmp_path / "ran"
+    podman.programs.add("systemd-run")
+    podman.programs.add("systemctl", f": >{ran}")
+    health.revive(["cron.timer", f"{ID}-5f3a.timer", f"{OTHER}.timer", f"{ID}.service"])
+    while not ran.exists():
+        time.sleep(0.01)
+    (call,) = podman.programs.calls("systemd-run")
+    assert {f"--unit={ID}-5f3a", "--on-unit-inactive=9000000us"} <= set(call)
 
 
 def test_it_is_started_afresh_by_podman(

@@ -15,7 +15,7 @@ from typing import Any
 
 from upgrade import cgroup, paths
 from upgrade.criu import log_errors
-from upgrade.engines import bus
+from upgrade.engines import bus, health
 from upgrade.engines.base import Container, Images, Unlock
 from upgrade.engines.crun import CrunEngine
 from upgrade.engines.oci import has_tasks, refuse_state
@@ -151,7 +151,7 @@ class PodmanEngine:
                 "namespaces": inner.data["namespaces"],
                 "networks": _network_status(networks, interfaces),
                 "shm": _shm(self.host, inspected["StaticDir"]),
-                "health": bool(inspected["Config"].get("Healthcheck")),
+                "health": health.of(inspected),
             },
         )
 
@@ -206,6 +206,8 @@ class PodmanEngine:
             criu = log_errors(self.host.path(os.fspath(directory / "restore.log")))
             raise UpgradeError("; ".join([e.message, *criu]), subject="podman") from e
         unlock()
+        if container.data["health"]:
+            health.start(container.data["id"], *container.data["health"])
         runtime, inner = self._inner(container)
         return runtime.read(inner.name).root_pid
 
