@@ -103,7 +103,7 @@ class CrunEngine:
                     "mounts": bind_mounts(spec),
                     "masked": linux.get("maskedPaths") or [],
                     "namespaces": joined,
-                    "descriptors": status.get("external_descriptors") or "[]",
+                    "external_descriptors": json.loads(status.get("external_descriptors") or "[]"),
                     "systemd": bool(status.get("systemd-cgroup")),
                     "terminal": bool((spec.get("process") or {}).get("terminal")),
                     "podman": is_of_podman(spec.get("annotations") or {}),
@@ -132,7 +132,8 @@ class CrunEngine:
 
     def prepare_images(self, container: Container, images: Images) -> None:
         """Write crun's list of inherited descriptors, which its restore reads."""
-        (images.directory / "descriptors.json").write_text(container.data["descriptors"])
+        text = json.dumps(container.data["external_descriptors"])
+        (images.directory / "descriptors.json").write_text(text)
 
     def capture(self, container: Container, images: Images) -> None:
         """Nothing: CRIU's images say it all."""

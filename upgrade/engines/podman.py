@@ -149,6 +149,7 @@ class PodmanEngine:
                 "runtime": inner.engine,
                 "options": dict(inner.data),
                 "namespaces": inner.data["namespaces"],
+                "external_descriptors": inner.data["external_descriptors"],
                 "networks": _network_status(networks, interfaces),
                 "shm": _shm(self.host, inspected["StaticDir"]),
                 "health": health.of(inspected),
