@@ -3,7 +3,8 @@
 
 Sockets of the host's network namespace are locked by their ports; those of containers that the host passes packets on
 to by the containers' addresses, and by the ports of the host that lead there: without the engine's rules, which are
-not there yet, such a packet would be answered by the host itself.
+not there yet, such a packet would be answered by the host itself. What containers send each other over a bridge passes
+none of the host's hooks but those of the bridge: a second table, if more than one container has an address.
 
 From before the dump until the restored sockets exist, in both kernels: a packet to a port without its socket would
 be answered with RST. One table of nftables, a chain for each container, so that each is unlocked by itself.
@@ -15,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from upgrade.process import run
 
 TABLE = "inet seamless_upgrade"
+
+BRIDGE_TABLE = "bridge seamless_upgrade"
 
 # include/uapi/linux/netfilter_ipv4.h: before connection tracking (NF_IP_PRI_RAW)
 _PRIORITY = -300
@@ -44,15 +47,33 @@ def ruleset(ports: Mapping[int, Sequence[int]], addresses: Mapping[int, Sequence
                 if listed and match
                 else ""
             )
-            drop += "".join(
-                f"    {'ip6' if ':' in address else 'ip'} {end} {address} drop\n"
-                for address in sorted(set(addresses.get(number, ())))
-                for end in ends
-            )
+            drop += _drops(addresses.get(number, ()), ends)
             chains.append(f"  chain {direction}-{number} {{\n{drop}  }}\n")
         chains.append(f"  chain {direction} {{\n{head}{jumps}  }}\n")
+    return _table(TABLE, chains) + _bridge(addresses)
+
+
+def _bridge(addresses: Mapping[int, Sequence[str]]) -> str:
+    inside = [number for number in addresses if addresses[number]]
+    if len(inside) < 2:
+        return ""
+    chains = [f"  chain forward-{n} {{\n{_drops(addresses[n], ('saddr', 'daddr'))}  }}\n" for n in inside]
+    jumps = "".join(f"    jump forward-{number}\n" for number in inside)
+    head = f"    type filter hook forward priority {_PRIORITY}; policy accept;\n"
+    return _table(BRIDGE_TABLE, [*chains, f"  chain forward {{\n{head}{jumps}  }}\n"])
+
+
+def _drops(addresses: Sequence[str], ends: Sequence[str]) -> str:
+    return "".join(
+        f"    {'ip6' if ':' in address else 'ip'} {end} {address} drop\n"
+        for address in sorted(set(addresses))
+        for end in ends
+    )
+
+
+def _table(name: str, chains: Sequence[str]) -> str:
     # Emptied first, in the same transaction: a lock replaces another without a gap.
-    return f"table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{''.join(chains)}}}\n"
+    return f"table {name}\ndelete table {name}\ntable {name} {{\n{''.join(chains)}}}\n"
 
 
 def lock(rules: str) -> None:
@@ -60,12 +81,18 @@ def lock(rules: str) -> None:
     run(["nft", "-f", "-"], input=rules)
 
 
-def unlock(number: int) -> None:
-    """Let one container's packets through."""
+def unlock(number: int, rules: str = "") -> None:
+    """Let one container's packets through; ``rules`` are those that are in force."""
     flush = "".join(f"flush chain {TABLE} {direction}-{number}\n" for direction, _, _ in _HOOKS)
+    bridge = rules.partition(f"table {BRIDGE_TABLE} {{")[2]
+    if f"chain forward-{number} {{" in bridge:
+        flush += f"flush chain {BRIDGE_TABLE} forward-{number}\n"
     run(["nft", "-f", "-"], input=flush)
 
 
 def remove() -> None:
-    """Remove the table; nothing happens if there is none."""
-    run(["nft", "-f", "-"], input=f"table {TABLE}\ndelete table {TABLE}\n")
+    """Remove the tables; nothing happens if there are none."""
+    tables = [TABLE]
+    if BRIDGE_TABLE in run(["nft", "list", "tables"], check=False).stdout:
+        tables.append(BRIDGE_TABLE)
+    run(["nft", "-f", "-"], input="".join(f"table {table}\ndelete table {table}\n" for table in tables))

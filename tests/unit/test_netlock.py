@@ -82,6 +82,33 @@ def test_the_addresses_of_containers_are_locked_wherever_packets_pass() -> None:
     assert not any("drop" in bodies[f"{hook}-1"] for hook in ("input", "forward", "output", "postrouting"))
 
 
+def test_containers_that_share_a_bridge_are_locked_there_too() -> None:
+    text = netlock.ruleset({0: [], 1: [], 2: []}, {0: ["10.88.0.2"], 1: ["10.88.0.3", "fd00::3"], 2: []})
+    bridge = text.partition("table bridge seamless_upgrade {")[2]
+    assert "ip saddr 10.88.0.2 drop" in bridge
+    assert "ip6 daddr fd00::3 drop" in bridge
+    assert "forward-2" not in bridge
+
+    def work() -> list[str]:
+        netlock.lock(text)
+        netlock.lock(text)
+        seen = [rules_now()]
+        for number in (0, 1, 2):
+            netlock.unlock(number, text)
+            seen.append(rules_now())
+        netlock.remove()
+        return [*seen, rules_now()]
+
+    try:
+        seen = in_network(work)
+    except RuntimeError as e:
+        if "No such file" in str(e) or "not supported" in str(e):
+            pytest.skip("this kernel has no tables for bridges")
+        raise
+    assert [each.count("drop") for each in seen] == [18, 12, 0, 0, 0]
+    assert seen[-1] == ""
+
+
 def reached(port: int) -> str:
     """Return what comes of connecting to a port: ``answered``, ``refused`` or ``silence``."""
     with socket.socket() as s:

@@ -65,7 +65,7 @@ class Boot:
         for module in ("upgrade.restore.main", "upgrade.restore.restorer", "upgrade.restore.aftermath"):
             patch(f"{module}.cold_start", self._cold)
         patch("upgrade.netlock.lock", lambda _rules: self.locks.append("lock"))
-        patch("upgrade.netlock.unlock", lambda number: self.locks.append(f"unlock {number}"))
+        patch("upgrade.netlock.unlock", lambda number, _: self.locks.append(f"unlock {number}"))
         patch("upgrade.netlock.remove", lambda: self.locks.append("remove"))
         patch(summary, "write", self._write)
         patch("upgrade.restore.nudge.peers", lambda _peers: None)

@@ -125,7 +125,7 @@ def test_each_is_unlocked_when_its_sockets_exist_and_nudged_afterwards(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    monkeypatch.setattr("upgrade.netlock.unlock", lambda number: order.append(f"unlock {number}"))
+    monkeypatch.setattr("upgrade.netlock.unlock", lambda number, _: order.append(f"unlock {number}"))
     monkeypatch.setattr(nudge, "peers", lambda peers: order.append(f"nudge {len(peers)}"))
     scene.add("/a")
     scene.bring_back()
@@ -305,7 +305,7 @@ def again(scene: Scene) -> None:
 def test_each_step_is_in_the_ledger_before_it_is_taken(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     known: list[tuple[bool, bool]] = []
 
-    def look(_number: int) -> None:
+    def look(_number: int, _rules: str) -> None:
         known.append((0 in scene.ledger.may_run, 0 in scene.ledger.back))
 
     monkeypatch.setattr("upgrade.netlock.unlock", look)

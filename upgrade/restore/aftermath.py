@@ -86,14 +86,14 @@ def end_tasks(host: Host, container: Container) -> None:
         time.sleep(POLL_S)
 
 
-def let_through(ledger: Ledger, containers: Sequence[Dumped]) -> None:
+def let_through(ledger: Ledger, containers: Sequence[Dumped], rules: str = "") -> None:
     """Take those out of the network lock that run again."""
     for number, back in ledger.back.items():
         dumped = containers[number]
         if dumped.container.host_network or dumped.container.addresses:
             with suppress(OSError):
                 conntrack.put_back(dumped.flows)
-            netlock.unlock(number)
+            netlock.unlock(number, rules)
         if back.outcome == "restored":
             nudge.peers(dumped.peers)
 

@@ -99,7 +99,9 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     )
     if again:
         attempt(
-            lambda: aftermath.let_through(ledger, session.containers), "the network stays locked", problems
+            lambda: aftermath.let_through(ledger, session.containers, session.lock),
+            "the network stays locked",
+            problems,
         )
     attempt(lambda: arrival.set_wall_clock(arrived, clock), "the wall clock was left alone", problems)
     network = in_background(lambda: problems.extend(netconf.restore(host, session.links, NETWORK_S)))

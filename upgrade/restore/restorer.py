@@ -106,7 +106,7 @@ class Restorer:
                     conntrack.put_back(dumped.flows)
                 except OSError as e:
                     forgotten.append(f"its connections through the host may break: {e}")
-                netlock.unlock(number)
+                netlock.unlock(number, self.session.lock)
                 locked[0] = False
 
         forgotten: list[str] = []
