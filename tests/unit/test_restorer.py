@@ -2,6 +2,8 @@
 """Tests of ``upgrade.restore.restorer``: every container runs again, one way or another."""
 
 import itertools
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,9 @@ class Scene:
         self.machine.cgroup(name)
         self.dumps.append(dumped(one, number, checksums=checksums.of_tree(directory, 1), **changes))
 
-    def bring_back(self, pages: Any = None, **members: Any) -> list[Restored]:
+    def bring_back(
+        self, pages: Any = None, early_done: Callable[[], object] = bool, **members: Any
+    ) -> list[Restored]:
         counter = itertools.count(1000)
         restorer = Restorer(
             self.machine.host,
@@ -69,7 +73,7 @@ class Scene:
             lambda: self.waited.append("network"),
             pages=pages,
         )
-        return restorer.restore_all()
+        return restorer.restore_all(early_done)
 
     def was_started(self, name: str) -> bool:
         import time
@@ -139,6 +143,33 @@ def test_it_is_unlocked_once_whatever_criu_says(scene: Scene, steps: list[list[A
     (result,) = scene.bring_back()
     assert result.outcome == "restored"
     assert scene.flushed() == unlocked(0)
+
+
+def test_the_boot_goes_on_before_those_that_need_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A late one waits for what comes only when the others are back."""
+    for name in ("/late", "/early"):
+        scene.add(name)
+    booted = threading.Event()
+    back_by_then: list[int] = []
+    restore = CgroupEngine.restore
+
+    def slow(self: CgroupEngine, one: Container, *more: Any) -> int:
+        if one.name == "/late":
+            assert booted.wait(20)
+        return restore(self, one, *more)
+
+    def early_done() -> None:
+        back_by_then.extend(scene.ledger.back)
+        booted.set()
+
+    monkeypatch.setattr(CgroupEngine, "is_late", lambda _, one: one.name == "/late")
+    monkeypatch.setattr(CgroupEngine, "restore", slow)
+    results = scene.bring_back(early_done=early_done)
+    assert back_by_then == [1]
+    assert [(r.dumped.container.name, r.outcome) for r in results] == [
+        ("/late", "restored"),
+        ("/early", "restored"),
+    ]
 
 
 class Pages:

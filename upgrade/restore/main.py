@@ -88,6 +88,8 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     if again:
         from upgrade.restore import aftermath
 
+        if any(is_late(host, dumped) for dumped in session.containers):
+            let_boot_go_on()  # what is started from cold may need it
         attempt(
             lambda: aftermath.settle(host, clock, ledger, session.containers),
             "not all is cleared away",
