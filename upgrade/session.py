@@ -155,11 +155,16 @@ def _frames(entry: dict[str, Any] | None) -> FrameRecord | None:
     )
 
 
+def _container(entry: dict[str, Any]) -> Container:
+    named = {**entry, "addresses": tuple(entry["addresses"]), "published": tuple(entry["published"])}
+    return Container(**named)
+
+
 def _dumped(entry: dict[str, Any]) -> Dumped:
     return Dumped(
         **{
             **entry,
-            "container": Container(**entry["container"]),
+            "container": _container(entry["container"]),
             "peers": tuple(entry["peers"]),
             "flows": tuple(entry["flows"]),
             "frame_files": tuple(entry["frame_files"]),

@@ -115,7 +115,7 @@ class Standstill:
                 sockets.of_pids(self.host, cgroup.pids(self.host, d.container.cgroup), table)
             )
             if d.container.host_network
-            else tuple(d.container.published)
+            else d.container.published
             for number, d in enumerate(containers)
         }
 

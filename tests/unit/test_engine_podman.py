@@ -16,7 +16,7 @@ from builders.programs import Programs
 
 from upgrade.criu import messages
 from upgrade.engines import bus, health
-from upgrade.engines.base import Container, Images
+from upgrade.engines.base import Images
 from upgrade.engines.podman import PodmanEngine
 from upgrade.errors import Refusal, UpgradeError
 
@@ -119,12 +119,11 @@ def test_a_container_is_found_by_its_name_and_its_id(engine: PodmanEngine) -> No
             f"/crun/{ID}",
             500,
         )
-    assert (list(found.addresses), list(found.published)) == (["10.88.0.2", "fd00::2"], [8080])
+    assert (found.addresses, found.published) == (("10.88.0.2", "fd00::2"), (8080,))
     assert engine.is_late(found)
     assert not engine.lazy
     assert not engine.knows("other")
-    again = Container(**json.loads(json.dumps({f: getattr(found, f) for f in found.__slots__})))
-    assert again == found
+    json.dumps(dict(found.data))
 
 
 def test_where_podman_runs_nothing_it_is_not_asked(machine: Machine, programs: Programs) -> None:
@@ -224,7 +223,7 @@ def test_a_container_on_the_host_s_network_has_no_addresses(
     put_crun(machine, ID, 500, annotations={"io.container.manager": "libpod"}, namespaces=[{"type": "pid"}])
     found = engine.find("web")
     assert found.host_network
-    assert (list(found.addresses), list(found.published)) == ([], [])
+    assert (found.addresses, found.published) == ((), ())
     engine.prepare_images(found, Images(tmp_path, tmp_path))
     engine.capture(found, Images(tmp_path, tmp_path))
     assert (tmp_path / "network.status").read_text() == "{}"
@@ -253,7 +252,7 @@ def test_podman_restores_from_where_it_looks(
     call = podman.programs.calls("podman")[-1]
     assert call == ["podman", "container", "restore", "--tcp-established", "--file-locks", ID]
     assert (images.work / "podman.log").read_text() == "{}network.status\n"
-    assert (images.work / "stats-restore").exists()
+    assert (images.work / "restored").exists()
     assert (directory / "checkpoint.before-upgrade").is_dir()
 
 

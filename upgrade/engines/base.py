@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
 """What an engine has to be able to do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 Json = Any
 """Whatever ``json`` can write."""
+
+RESTORED = "restored"
+"""A file in the work directory of a restore that came to its end, if CRIU's statistics are not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +28,9 @@ class Container:
     """The tasks live in the host's PID namespace and need their numbers back."""
     host_network: bool
     data: Mapping[str, Json] = field(default_factory=dict)
-    addresses: Sequence[str] = ()
+    addresses: tuple[str, ...] = ()
     """Its own addresses where the host's network passes packets on to it."""
-    published: Sequence[int] = ()
+    published: tuple[int, ...] = ()
     """Ports of the host that lead to it."""
 
 

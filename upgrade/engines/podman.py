@@ -9,6 +9,7 @@ late in the boot.
 
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,21 @@ from typing import Any
 from upgrade import cgroup, paths
 from upgrade.criu import log_errors
 from upgrade.engines import bus, health
-from upgrade.engines.base import Container, Images, Unlock
+from upgrade.engines.base import RESTORED, Container, Images, Unlock
 from upgrade.engines.crun import CrunEngine
-from upgrade.engines.oci import has_tasks, refuse_state
+from upgrade.engines.oci import has_tasks, refuse_state, strangers
 from upgrade.engines.runc import RuncEngine
 from upgrade.errors import Refusal, UpgradeError
 from upgrade.host import Host
 from upgrade.process import run, run_detaching
 
 COMMAND_S = 120
+CHECK_S = 10.0
+CHECK_POLL_S = 0.05
 # podman's names, which its restore looks for in the container's own directory
 CHECKPOINT = "checkpoint"
 NETWORK_STATUS = "network.status"
 SHM_ARCHIVE = "devshm-checkpoint.tar"
-# What CRIU leaves in its work directory when the tasks run; podman removes it from its own.
-STATISTICS = "stats-restore"
 # Set by `podman generate systemd` and Quadlet
 UNIT_LABEL = "PODMAN_SYSTEMD_UNIT"
 NETWORKS = ("bridge", "host", "none", "private")
@@ -73,8 +74,15 @@ class PodmanEngine:
             )
         self._refuse_what_cannot_come_back(found[0])
         container = self._container(found[0], running)
+        self._let_check_end(container)
         refuse_state(self.host, container, "podman unpause", "podman exec")
         return container
+
+    def _let_check_end(self, container: Container) -> None:
+        """Wait for a health check: it runs in the container, but ends soon (and none begins in a host at rest)."""
+        deadline = time.monotonic() + CHECK_S
+        while container.data["health"] and strangers(self.host, container) and time.monotonic() < deadline:
+            time.sleep(CHECK_POLL_S)
 
     def _running(self) -> dict[str, Container]:
         """Return what the runtimes know of podman's running containers, by their ids."""
@@ -141,8 +149,8 @@ class PodmanEngine:
             root_pid=inner.root_pid,
             host_pids=inner.host_pids,
             host_network=inner.host_network,
-            addresses=[ip for each in networks.values() for ip, _, _ in _addresses(each)],
-            published=_published(inspected) if not inner.host_network else [],
+            addresses=tuple(ip for each in networks.values() for ip, _, _ in _addresses(each)),
+            published=_published(inspected) if not inner.host_network else (),
             data={
                 "id": inspected["Id"],
                 "directory": inspected["StaticDir"],
@@ -202,7 +210,7 @@ class PodmanEngine:
         command = ["container", "restore", "--tcp-established", "--file-locks", container.data["id"]]
         try:
             self._call(command, images.work / "podman.log", images.timeout_s or COMMAND_S)
-            (images.work / STATISTICS).touch()
+            (images.work / RESTORED).touch()
         except UpgradeError as e:
             criu = log_errors(self.host.path(os.fspath(directory / "restore.log")))
             raise UpgradeError("; ".join([e.message, *criu]), subject="podman") from e
@@ -294,10 +302,10 @@ def _network_status(networks: Mapping[str, Inspected], interfaces: Mapping[str, 
     return status
 
 
-def _published(inspected: Inspected) -> list[int]:
+def _published(inspected: Inspected) -> tuple[int, ...]:
     """Return the host's ports that lead to a container."""
     ports = (inspected.get("NetworkSettings") or {}).get("Ports") or {}
-    return sorted({int(each["HostPort"]) for bound in ports.values() for each in bound or []})
+    return tuple(sorted({int(each["HostPort"]) for bound in ports.values() for each in bound or []}))
 
 
 def _shm(host: Host, directory: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Thread
 
 from memfs import checksums
-from upgrade import cgroup, conntrack, netlock, paths
+from upgrade import cgroup, netlock, paths
 from upgrade.clock import Clock
 from upgrade.criu import Criu
 from upgrade.engines import engine
@@ -103,7 +103,7 @@ class Restorer:
                 self.ledger.let_run(number)
             if locked[0]:
                 try:
-                    conntrack.put_back(dumped.flows)
+                    put_back(dumped)
                 except OSError as e:
                     forgotten.append(f"its connections through the host may break: {e}")
                 netlock.unlock(number, self.session.lock)
@@ -174,6 +174,14 @@ class Restorer:
         except Exception as e:  # whatever it was: the container has to run again
             return f"it cannot be restored: {e}"
         return None
+
+
+def put_back(dumped: Dumped) -> None:
+    """Let the host translate a container's connections again."""
+    if dumped.flows:
+        from upgrade import conntrack
+
+        conntrack.put_back(dumped.flows)
 
 
 def of(dumped: Dumped, back: Back) -> Restored:
