@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from threading import Thread
@@ -37,6 +38,7 @@ def main() -> int:
         return _main()
     finally:
         fdstore.notify("READY=1")  # whatever came of it: the boot waits for this
+        tell_all_back()
 
 
 def _main() -> int:
@@ -105,6 +107,8 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
             "the network stays locked",
             problems,
         )
+    if all(is_late(host, dumped) for dumped in session.containers):
+        let_boot_go_on()
     attempt(lambda: arrival.set_wall_clock(arrived, clock), "the wall clock was left alone", problems)
     network = in_background(lambda: problems.extend(netconf.restore(host, session.links, NETWORK_S)))
     frame_mount = None
@@ -126,6 +130,7 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     if locked:
         attempt(netlock.remove, "the network lock could not be removed", problems)
     moments["unlocked"] = clock.tsc()
+    tell_all_back()
     network.join()
     from upgrade.restore import summary  # the containers run: nothing is urgent any more
 
@@ -227,6 +232,12 @@ def attempt(action: Callable[[], object], otherwise: str, problems: list[str]) -
 def let_boot_go_on() -> None:
     """Have systemd go on with what waits for us: all that needs nothing of it is back, the rest waits for it."""
     fdstore.notify("READY=1")
+
+
+def tell_all_back() -> None:
+    """Let start what may start containers (``seamless-upgrade-restored.service``)."""
+    with suppress(OSError):
+        paths.BACK.touch()
 
 
 def wait_for_local_files() -> None:
