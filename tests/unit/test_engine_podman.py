@@ -134,6 +134,12 @@ def test_where_podman_runs_nothing_it_is_not_asked(machine: Machine, programs: P
     assert programs.calls() == []
 
 
+def test_podman_is_asked_once_about_all(podman: Podman, engine: PodmanEngine) -> None:
+    podman.run(OTHER, "db", 600)
+    assert [engine.find(c.name).name for c in engine.available()] == ["web", "db"]
+    assert len(podman.programs.calls("podman")) == 1
+
+
 def test_all_running_ones_are_available(machine: Machine, podman: Podman, engine: PodmanEngine) -> None:
     podman.run(OTHER, "db", 600, NetworkMode="host")
     put_crun(machine, "own", 700)
@@ -156,6 +162,7 @@ def test_what_cannot_come_back_is_refused(
     podman: Podman, engine: PodmanEngine, other: dict[str, Any], message: str
 ) -> None:
     podman.run(ID, "web", 500, **other)
+    assert [c.name for c in engine.available()] == ["web"]
     with pytest.raises(Refusal, match=message) as caught:
         engine.find("web")
     assert caught.value.subject == "web"

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class PodmanEngine:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.runtimes = (CrunEngine(host), RuncEngine(host))
+        self._inspected: list[dict[str, Any]] = []
 
     def available(self) -> list[Container]:
         """Return podman's running containers."""
@@ -96,11 +98,10 @@ class PodmanEngine:
 
     def _inspect(self, ids: Iterable[str]) -> list[dict[str, Any]]:
         words = sorted(ids)
-        if not words:
-            return []
-        done = run(["podman", "container", "inspect", *words], timeout=COMMAND_S)
-        found: list[dict[str, Any]] = json.loads(done.stdout)
-        return found
+        if words and words != [each["Id"] for each in self._inspected]:
+            done = run(["podman", "container", "inspect", *words], timeout=COMMAND_S)
+            self._inspected = json.loads(done.stdout)
+        return self._inspected if words else []
 
     def _refuse_what_cannot_come_back(self, inspected: Inspected) -> None:
         name = inspected["Name"]
@@ -237,7 +238,8 @@ class PodmanEngine:
 
     def clean_up(self, container: Container) -> None:
         """End what a failed restore left, and take our images away from podman."""
-        run(["podman", "kill", container.data["id"]], check=False, timeout=COMMAND_S)
+        with suppress(UpgradeError):  # it does not answer in time: its tasks are killed nevertheless
+            run(["podman", "kill", container.data["id"]], check=False, timeout=COMMAND_S)
         cgroup.kill(self.host, container.cgroup)
         for name in (CHECKPOINT, NETWORK_STATUS, SHM_ARCHIVE):
             link = self.host.path(f"{container.data['directory']}/{name}")
