@@ -207,6 +207,8 @@ class PodmanEngine:
             (SHM_ARCHIVE, images.directory / SHM_ARCHIVE),
         ):
             _link(self.host.path(os.fspath(directory / name)), target)
+        # Its first call in a boot takes longest, and needs no bus: meanwhile that comes.
+        run(["podman", "container", "exists", container.data["id"]], check=False)
         # Without --keep it removes these links afterwards, and its log.
         command = ["container", "restore", "--tcp-established", "--file-locks", container.data["id"]]
         try:
