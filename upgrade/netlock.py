@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The network lock: packets to and from preserved sockets of the host's network namespace are dropped.
+"""The network lock: packets to and from preserved sockets are dropped.
+
+Sockets of the host's network namespace are locked by their ports; those of containers that the host passes packets on
+to by the containers' addresses, and by the ports of the host that lead there: without the engine's rules, which are
+not there yet, such a packet would be answered by the host itself. What containers send each other over a bridge passes
+none of the host's hooks but those of the bridge: a second table, if more than one container has an address.
 
 From before the dump until the restored sockets exist, in both kernels: a packet to a port without its socket would
 be answered with RST. One table of nftables, a chain for each container, so that each is unlocked by itself.
@@ -12,23 +17,63 @@ from upgrade.process import run
 
 TABLE = "inet seamless_upgrade"
 
+BRIDGE_TABLE = "bridge seamless_upgrade"
+
 # include/uapi/linux/netfilter_ipv4.h: before connection tracking (NF_IP_PRI_RAW)
 _PRIORITY = -300
 
 
-def ruleset(ports: Mapping[int, Sequence[int]]) -> str:
-    """Return the rules for the local TCP and UDP ports of each container, by the container's number."""
+# Each hook, which end of a connection is the local port there, and which the address of a container. What goes to a
+# container has its address in postrouting only: what the host sends itself is given another destination in output.
+_HOOKS = (
+    ("input", "dport", ("saddr",)),
+    ("forward", "", ("saddr", "daddr")),
+    ("output", "sport", ()),
+    ("postrouting", "", ("daddr",)),
+)
+
+
+def ruleset(ports: Mapping[int, Sequence[int]], addresses: Mapping[int, Sequence[str]] | None = None) -> str:
+    """Return the rules for the local TCP and UDP ports of each container, and its addresses, by its number."""
+    addresses = addresses or {}
     chains = []
-    for direction, match in (("input", "dport"), ("output", "sport")):
+    for direction, match, ends in _HOOKS:
         jumps = "".join(f"    jump {direction}-{number}\n" for number in ports)
         head = f"    type filter hook {direction} priority {_PRIORITY}; policy accept;\n"
         for number, numbers in ports.items():
             listed = ", ".join(map(str, sorted(set(numbers))))
-            drop = f"    meta l4proto {{ tcp, udp }} th {match} {{ {listed} }} drop\n" if listed else ""
+            drop = (
+                f"    meta l4proto {{ tcp, udp }} th {match} {{ {listed} }} drop\n"
+                if listed and match
+                else ""
+            )
+            drop += _drops(addresses.get(number, ()), ends)
             chains.append(f"  chain {direction}-{number} {{\n{drop}  }}\n")
         chains.append(f"  chain {direction} {{\n{head}{jumps}  }}\n")
+    return _table(TABLE, chains) + _bridge(addresses)
+
+
+def _bridge(addresses: Mapping[int, Sequence[str]]) -> str:
+    inside = [number for number in addresses if addresses[number]]
+    if len(inside) < 2:
+        return ""
+    chains = [f"  chain forward-{n} {{\n{_drops(addresses[n], ('saddr', 'daddr'))}  }}\n" for n in inside]
+    jumps = "".join(f"    jump forward-{number}\n" for number in inside)
+    head = f"    type filter hook forward priority {_PRIORITY}; policy accept;\n"
+    return _table(BRIDGE_TABLE, [*chains, f"  chain forward {{\n{head}{jumps}  }}\n"])
+
+
+def _drops(addresses: Sequence[str], ends: Sequence[str]) -> str:
+    return "".join(
+        f"    {'ip6' if ':' in address else 'ip'} {end} {address} drop\n"
+        for address in sorted(set(addresses))
+        for end in ends
+    )
+
+
+def _table(name: str, chains: Sequence[str]) -> str:
     # Emptied first, in the same transaction: a lock replaces another without a gap.
-    return f"table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{''.join(chains)}}}\n"
+    return f"table {name}\ndelete table {name}\ntable {name} {{\n{''.join(chains)}}}\n"
 
 
 def lock(rules: str) -> None:
@@ -36,12 +81,18 @@ def lock(rules: str) -> None:
     run(["nft", "-f", "-"], input=rules)
 
 
-def unlock(number: int) -> None:
-    """Let one container's packets through."""
-    flush = "".join(f"flush chain {TABLE} {direction}-{number}\n" for direction in ("input", "output"))
+def unlock(number: int, rules: str = "") -> None:
+    """Let one container's packets through; ``rules`` are those that are in force."""
+    flush = "".join(f"flush chain {TABLE} {direction}-{number}\n" for direction, _, _ in _HOOKS)
+    bridge = rules.partition(f"table {BRIDGE_TABLE} {{")[2]
+    if f"chain forward-{number} {{" in bridge:
+        flush += f"flush chain {BRIDGE_TABLE} forward-{number}\n"
     run(["nft", "-f", "-"], input=flush)
 
 
 def remove() -> None:
-    """Remove the table; nothing happens if there is none."""
-    run(["nft", "-f", "-"], input=f"table {TABLE}\ndelete table {TABLE}\n")
+    """Remove the tables; nothing happens if there are none."""
+    tables = [TABLE]
+    if BRIDGE_TABLE in run(["nft", "list", "tables"], check=False).stdout:
+        tables.append(BRIDGE_TABLE)
+    run(["nft", "-f", "-"], input="".join(f"table {table}\ndelete table {table}\n" for table in tables))

@@ -18,6 +18,7 @@ REPORTS = STATE / "reports"
 HISTORY = STATE / "history.jsonl"
 
 LEDGER = RUNTIME / "restored.jsonl"
+BACK = RUNTIME / "back"
 PAGES = RUNTIME / "pages.json"
 
 RUN_UNIT = "seamless-upgrade.service"

@@ -16,7 +16,7 @@ from upgrade import budget, cgroup, netconf, paths
 from upgrade.config import Config
 from upgrade.criu import Criu, CriuVersion
 from upgrade.dump import sockets
-from upgrade.engines import Container, engine, engines
+from upgrade.engines import Container, Engine, engine, engines
 from upgrade.errors import ExitStatus, Refusal, UpgradeError, UsageError
 from upgrade.host import Host
 from upgrade.kexec import cmdline, vdso_compare, vdso_find
@@ -162,7 +162,7 @@ def find_containers(host: Host, request: Request) -> list[Container]:
     for name in request.cgroups:
         found.append(engine(host, "cgroup").find(name))
     for name in request.containers:
-        found.append(engine(host, "runc").find(name))
+        found.append(engine_of(host, name).find(name))
     if request.all:
         found += [each.find(c.name) for each in engines(host) for c in each.available()]
     unique = list({(c.engine, c.name): c for c in found}.values())
@@ -175,6 +175,23 @@ def find_containers(host: Host, request: Request) -> list[Container]:
                 "holds another preserved container", subject=one.name, hint="name only one of the two"
             )
     return unique
+
+
+def engine_of(host: Host, name: str) -> Engine:
+    """Return the engine that runs a container called ``name``.
+
+    :raises Refusal: naming those that run, if none does
+    """
+    adapters = engines(host)
+    for each in adapters:
+        if each.knows(name):
+            return each
+    known = [f"{c.name} ({each.name})" for each in adapters for c in each.available()]
+    raise Refusal(
+        "no engine runs such a container as root",
+        subject=name,
+        hint=f"running containers: {', '.join(known) or 'none'}",
+    )
 
 
 def nothing_to_preserve() -> UsageError:

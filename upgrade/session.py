@@ -42,6 +42,9 @@ class Dumped:
     vdso_action: str = ""
     frozen_at: int = 0  # TSC
     peers: tuple[Mapping[str, Any], ...] = ()
+    """The other ends of its connections, with the addresses that they see."""
+    flows: tuple[Mapping[str, Any], ...] = ()
+    """Its connections that the host translates."""
     checksums: Mapping[str, Sum] = field(default_factory=dict)
     in_place: bool = False
     """Its page frames stay where they are."""
@@ -152,12 +155,18 @@ def _frames(entry: dict[str, Any] | None) -> FrameRecord | None:
     )
 
 
+def _container(entry: dict[str, Any]) -> Container:
+    named = {**entry, "addresses": tuple(entry["addresses"]), "published": tuple(entry["published"])}
+    return Container(**named)
+
+
 def _dumped(entry: dict[str, Any]) -> Dumped:
     return Dumped(
         **{
             **entry,
-            "container": Container(**entry["container"]),
+            "container": _container(entry["container"]),
             "peers": tuple(entry["peers"]),
+            "flows": tuple(entry["flows"]),
             "frame_files": tuple(entry["frame_files"]),
             "checksums": {name: Sum(**value) for name, value in entry["checksums"].items()},
         }

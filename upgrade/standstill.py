@@ -12,11 +12,13 @@ from typing import Self
 
 from memfs import checksums
 from memfs.ranges import Range
-from upgrade import cgroup, linux, netlock, paths
+from upgrade import cgroup, conntrack, linux, netlock, paths
 from upgrade.config import Config
 from upgrade.dump import peers, sockets, threads
 from upgrade.dump.dumper import Dumps
 from upgrade.dump.frames import Frames, Stopped
+from upgrade.engines import Container, engine
+from upgrade.engines.base import Images
 from upgrade.errors import UpgradeError
 from upgrade.events import Events
 from upgrade.host import Host
@@ -75,7 +77,8 @@ class Standstill:
         frozen_at = self.events.stamp("freeze")
         cgroup.freeze(self.host, names, self.config.freeze_timeout_seconds)
         frozen = tuple(self._look_at(dumped, frozen_at, session) for dumped in session.containers)
-        rules = netlock.ruleset(self._ports(frozen))
+        addresses = {number: dumped.container.addresses for number, dumped in enumerate(frozen)}
+        rules = netlock.ruleset(self._ports(frozen), addresses)
         self.undo.push("unlock")
         netlock.lock(rules)
         self.events.stamp("frozen")
@@ -112,7 +115,7 @@ class Standstill:
                 sockets.of_pids(self.host, cgroup.pids(self.host, d.container.cgroup), table)
             )
             if d.container.host_network
-            else ()
+            else d.container.published
             for number, d in enumerate(containers)
         }
 
@@ -168,12 +171,22 @@ class Standstill:
 
     def _capture_one(self, dumped: Dumped) -> Dumped:
         directory = paths.STORE / dumped.directory
-        nudged = self.config.nudge and dumped.container.host_network
+        engine(self.host, dumped.container.engine).capture(dumped.container, Images(directory, directory))
+        flows = self._flows(dumped.container)
+        found = peers.of_images(directory) if self.config.nudge else ()
         return replace(
             dumped,
-            peers=peers.of_images(directory) if nudged else (),
+            peers=found if dumped.container.host_network else conntrack.from_outside(found, flows),
+            flows=flows,
             checksums=checksums.of_tree(directory, os.cpu_count() or 1),
         )
+
+    def _flows(self, container: Container) -> tuple[conntrack.Flow, ...]:
+        try:
+            return conntrack.of(container.addresses)
+        except OSError as e:
+            self.events.warn(f"{container.name}: connections through the host may break: {e}")
+            return ()
 
     def _jump(self, session: Session, frames: Frames) -> None:
         with (paths.STORE / JUMP_FILE).open("wb", buffering=0) as file:

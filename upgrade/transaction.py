@@ -118,7 +118,7 @@ class Transaction:
             store_size_bytes=the_plan.store.size_bytes,
             last_pid=self._last_pid(the_plan.containers),
             links=tuple(netconf.snapshot(self.host))
-            if any(c.host_network for c in the_plan.containers)
+            if any(c.host_network or c.addresses for c in the_plan.containers)
             else (),
             containers=tuple(
                 Dumped(container, directory=f"container-{number}")

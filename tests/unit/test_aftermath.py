@@ -227,7 +227,7 @@ def test_what_runs_is_let_through_the_new_lock(
     scene.ledger.end(1, Back("cold-started", "damaged", 7))
     aftermath.let_through(scene.ledger, scene.dumps)
     flushed = [line.split()[-1] for text in programs.inputs("nft") for line in text.splitlines()]
-    assert flushed == ["input-0", "output-0", "input-1", "output-1"]
+    assert flushed == [f"{d}-{n}" for n in (0, 1) for d in ("input", "forward", "output", "postrouting")]
     assert len(nudged) == 1
 
 

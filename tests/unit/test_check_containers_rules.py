@@ -218,6 +218,7 @@ def test_mounts_that_criu_refuses(lines: list[str], word: str) -> None:
         (["102 100 254:1 /rootfs/srv /srv rw - ext4 /dev/vda1 rw"], set()),
         (["102 100 0:60 / /remote rw - fuse.sshfs host: rw"], {"/remote"}),
         (["102 100 0:61 / /sys/fs/cgroup ro - cgroup2 cgroup rw"], set()),
+        (["102 100 0:61 /../web /sys/fs/cgroup ro - cgroup2 cgroup rw"], set()),
     ],
 )
 def test_mounts_that_criu_takes(lines: list[str], external: set[str]) -> None:

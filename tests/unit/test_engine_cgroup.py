@@ -210,5 +210,5 @@ def test_engines_are_found_by_name(machine: Machine) -> None:
     assert len(set(names)) == len(names)
     for name in names:
         assert engines.engine(machine.host, name).name == name
-    with pytest.raises(UpgradeError, match="podman: is not an engine"):
-        engines.engine(machine.host, "podman")
+    with pytest.raises(UpgradeError, match="docker: is not an engine"):
+        engines.engine(machine.host, "docker")

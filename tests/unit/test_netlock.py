@@ -61,12 +61,52 @@ def test_every_port_is_in_both_directions_of_its_own_container(ports: dict[int, 
     for block in netlock.ruleset(ports).split("  chain ")[1:]:
         name, _, body = block.partition(" {")
         chains[name] = body
-    assert chains.keys() == {"input", "output"} | {f"{d}-{n}" for d in ("input", "output") for n in ports}
+    hooks = {"input", "forward", "output", "postrouting"}
+    assert chains.keys() == hooks | {f"{hook}-{n}" for hook in hooks for n in ports}
     for number, numbers in ports.items():
         listed = ", ".join(map(str, sorted(set(numbers))))
+        for hook in hooks:
+            assert f"jump {hook}-{number}\n" in chains[hook]
         for direction, match in (("input", "dport"), ("output", "sport")):
             assert (f"th {match} {{ {listed} }} drop" in chains[f"{direction}-{number}"]) == bool(numbers)
-            assert f"jump {direction}-{number}\n" in chains[direction]
+
+
+def test_the_addresses_of_containers_are_locked_wherever_packets_pass() -> None:
+    text = netlock.ruleset({0: [8080], 1: []}, {0: ["10.88.0.2", "fd00::2"], 1: []})
+    assert in_network(lambda: check(text)) == ""
+    bodies = {block.partition(" {")[0]: block for block in text.split("  chain ")[1:]}
+    assert "ip saddr 10.88.0.2 drop" in bodies["input-0"]
+    assert "ip saddr 10.88.0.2 drop" in bodies["forward-0"]
+    assert "ip daddr 10.88.0.2 drop" in bodies["forward-0"]
+    assert "ip6 daddr fd00::2 drop" in bodies["postrouting-0"]
+    assert not any("drop" in bodies[f"{hook}-1"] for hook in ("input", "forward", "output", "postrouting"))
+
+
+def test_containers_that_share_a_bridge_are_locked_there_too() -> None:
+    text = netlock.ruleset({0: [], 1: [], 2: []}, {0: ["10.88.0.2"], 1: ["10.88.0.3", "fd00::3"], 2: []})
+    bridge = text.partition("table bridge seamless_upgrade {")[2]
+    assert "ip saddr 10.88.0.2 drop" in bridge
+    assert "ip6 daddr fd00::3 drop" in bridge
+    assert "forward-2" not in bridge
+
+    def work() -> list[str]:
+        netlock.lock(text)
+        netlock.lock(text)
+        seen = [rules_now()]
+        for number in (0, 1, 2):
+            netlock.unlock(number, text)
+            seen.append(rules_now())
+        netlock.remove()
+        return [*seen, rules_now()]
+
+    try:
+        seen = in_network(work)
+    except RuntimeError as e:
+        if "No such file" in str(e) or "not supported" in str(e):
+            pytest.skip("this kernel has no tables for bridges")
+        raise
+    assert [each.count("drop") for each in seen] == [18, 12, 0, 0, 0]
+    assert seen[-1] == ""
 
 
 def reached(port: int) -> str:

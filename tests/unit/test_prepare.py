@@ -55,7 +55,7 @@ def machine(tmp_path: Path, programs: Programs) -> Machine:
     machine.file("/usr/local/sbin/seamless-upgrade", "")
     for source in units.SOURCES.glob("*.service"):
         machine.file(f"{units.TARGET}/{source.name}", "installed")
-    for name in units.ENABLED[:3]:
+    for name in units.ENABLED[:-1]:
         machine.file(f"{WANTS}/{name}", "")
     return machine
 

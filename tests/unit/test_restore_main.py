@@ -65,7 +65,7 @@ class Boot:
         for module in ("upgrade.restore.main", "upgrade.restore.restorer", "upgrade.restore.aftermath"):
             patch(f"{module}.cold_start", self._cold)
         patch("upgrade.netlock.lock", lambda _rules: self.locks.append("lock"))
-        patch("upgrade.netlock.unlock", lambda number: self.locks.append(f"unlock {number}"))
+        patch("upgrade.netlock.unlock", lambda number, _: self.locks.append(f"unlock {number}"))
         patch("upgrade.netlock.remove", lambda: self.locks.append("remove"))
         patch(summary, "write", self._write)
         patch("upgrade.restore.nudge.peers", lambda _peers: None)
@@ -162,6 +162,25 @@ def test_a_boot_is_restored_once(boot: Boot) -> None:
     assert (boot.faults, boot.written) == ([], 1)
     assert boot.process() == ExitStatus.DONE
     assert (len(boot.restored), boot.written, boot.locks.count("remove")) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("late", [(), ("/b",), ("/a", "/b")])
+def test_the_boot_waits_for_those_that_do_not_need_it(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch, late: tuple[str, ...]
+) -> None:
+    """It goes on once all are back that are not late; what may start containers waits for all."""
+    seen: list[tuple[int, bool]] = []
+
+    def notify(*assignments: str, **_: Any) -> bool:
+        if "READY=1" in assignments:
+            seen.append((len([name for name in boot.restored if name not in late]), paths.BACK.exists()))
+        return True
+
+    monkeypatch.setattr("upgrade.restore.fdstore.notify", notify)
+    monkeypatch.setattr("upgrade.engines.cgroup.CgroupEngine.is_late", lambda _, one: one.name in late)
+    assert boot.process() == ExitStatus.DONE
+    assert seen[0] == (2 - len(late), False)
+    assert paths.BACK.exists()
 
 
 def test_one_that_died_before_anything_was_begun_only_costs_time(boot: Boot) -> None:

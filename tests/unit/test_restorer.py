@@ -2,6 +2,8 @@
 """Tests of ``upgrade.restore.restorer``: every container runs again, one way or another."""
 
 import itertools
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,9 @@ class Scene:
         self.machine.cgroup(name)
         self.dumps.append(dumped(one, number, checksums=checksums.of_tree(directory, 1), **changes))
 
-    def bring_back(self, pages: Any = None, **members: Any) -> list[Restored]:
+    def bring_back(
+        self, pages: Any = None, early_done: Callable[[], object] = bool, **members: Any
+    ) -> list[Restored]:
         counter = itertools.count(1000)
         restorer = Restorer(
             self.machine.host,
@@ -69,7 +73,7 @@ class Scene:
             lambda: self.waited.append("network"),
             pages=pages,
         )
-        return restorer.restore_all()
+        return restorer.restore_all(early_done)
 
     def was_started(self, name: str) -> bool:
         import time
@@ -83,6 +87,11 @@ class Scene:
     def flushed(self) -> list[str]:
         """Return the chains that were emptied, in order."""
         return [line.split()[-1] for text in self.programs.inputs("nft") for line in text.splitlines()]
+
+
+def unlocked(number: int) -> list[str]:
+    """Return the chains that are emptied for a container."""
+    return [f"{hook}-{number}" for hook in ("input", "forward", "output", "postrouting")]
 
 
 @pytest.fixture
@@ -109,7 +118,7 @@ def test_all_come_back_in_their_order(scene: Scene) -> None:
         ("/c", "restored", None),
     ]
     assert all(r.running_at >= 1000 for r in results)
-    assert sorted(scene.flushed()) == [f"{d}put-{n}" for d in ("in", "out") for n in range(3)]
+    assert sorted(scene.flushed()) == sorted(unlocked(0) + unlocked(1) + unlocked(2))
     assert len(scene.nudged) == 3
     assert scene.waited == ["network"] * 3
     requests = [note for note in scene.criu.seen() if note.get("request") == "RESTORE"]
@@ -120,7 +129,7 @@ def test_each_is_unlocked_when_its_sockets_exist_and_nudged_afterwards(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    monkeypatch.setattr("upgrade.netlock.unlock", lambda number: order.append(f"unlock {number}"))
+    monkeypatch.setattr("upgrade.netlock.unlock", lambda number, _: order.append(f"unlock {number}"))
     monkeypatch.setattr(nudge, "peers", lambda peers: order.append(f"nudge {len(peers)}"))
     scene.add("/a")
     scene.bring_back()
@@ -133,7 +142,34 @@ def test_it_is_unlocked_once_whatever_criu_says(scene: Scene, steps: list[list[A
     scene.add("/a")
     (result,) = scene.bring_back()
     assert result.outcome == "restored"
-    assert scene.flushed() == ["input-0", "output-0"]
+    assert scene.flushed() == unlocked(0)
+
+
+def test_the_boot_goes_on_before_those_that_need_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A late one waits for what comes only when the others are back."""
+    for name in ("/late", "/early"):
+        scene.add(name)
+    booted = threading.Event()
+    back_by_then: list[int] = []
+    restore = CgroupEngine.restore
+
+    def slow(self: CgroupEngine, one: Container, *more: Any) -> int:
+        if one.name == "/late":
+            assert booted.wait(20)
+        return restore(self, one, *more)
+
+    def early_done() -> None:
+        back_by_then.extend(scene.ledger.back)
+        booted.set()
+
+    monkeypatch.setattr(CgroupEngine, "is_late", lambda _, one: one.name == "/late")
+    monkeypatch.setattr(CgroupEngine, "restore", slow)
+    results = scene.bring_back(early_done=early_done)
+    assert back_by_then == [1]
+    assert [(r.dumped.container.name, r.outcome) for r in results] == [
+        ("/late", "restored"),
+        ("/early", "restored"),
+    ]
 
 
 class Pages:
@@ -207,7 +243,7 @@ def test_what_cannot_be_restored_is_started_from_cold(
     assert scene.was_started("/a")
     assert scene.machine.written("/sys/fs/cgroup/a/cgroup.kill") == ["1"]
     assert scene.machine.written("/sys/fs/cgroup/a/cgroup.freeze") == ["0"]
-    assert scene.flushed() == ["input-0", "output-0"]
+    assert scene.flushed() == unlocked(0)
     assert scene.nudged == []
 
 
@@ -254,7 +290,7 @@ def test_without_a_working_criu_everything_is_started_from_cold(scene: Scene, ho
 def test_what_nobody_can_start_is_lost_and_the_others_are_not(scene: Scene) -> None:
     scene.criu.on("RESTORE", ["answer", {"success": False, "message": "no"}])
     scene.add("/a", container=container("/a"))
-    scene.add("/b", container=Container("/b", "podman", "/b", 7, host_pids=False, host_network=False))
+    scene.add("/b", container=Container("/b", "docker", "/b", 7, host_pids=False, host_network=False))
     scene.add("/c", container=container("/c", cold_start=["nothing-of-that-name"]))
     scene.add("/d")
     first, second, third, fourth = scene.bring_back()
@@ -300,7 +336,7 @@ def again(scene: Scene) -> None:
 def test_each_step_is_in_the_ledger_before_it_is_taken(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     known: list[tuple[bool, bool]] = []
 
-    def look(_number: int) -> None:
+    def look(_number: int, _rules: str) -> None:
         known.append((0 in scene.ledger.may_run, 0 in scene.ledger.back))
 
     monkeypatch.setattr("upgrade.netlock.unlock", look)
@@ -341,7 +377,7 @@ def test_what_is_back_is_not_restored_a_second_time(scene: Scene) -> None:
     assert (first.outcome, first.running_at, first.lazy) == ("restored", 555, True)
     assert (second.outcome, second.reason) == ("restored", None)
     assert len([note for note in scene.criu.seen() if note.get("request") == "RESTORE"]) == 1
-    assert scene.flushed() == ["input-1", "output-1"]
+    assert scene.flushed() == unlocked(1)
 
 
 def test_what_two_processes_died_of_is_not_tried_by_a_third(scene: Scene) -> None:

@@ -127,12 +127,18 @@ def _upgrade_options(verb: Parser) -> None:
         "--append", metavar="ARGS", default="", help="more arguments for the new kernel's command line"
     )
     verb.add_argument(
-        "--container", metavar="NAME", action="append", default=[], help="preserve this runc container"
+        "--container",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="preserve this container of podman, crun or runc",
     )
     verb.add_argument(
         "--cgroup", metavar="PATH", action="append", default=[], help="preserve the task tree in it"
     )
-    verb.add_argument("--all", action="store_true", help="preserve every running runc container")
+    verb.add_argument(
+        "--all", action="store_true", help="preserve every running container of podman, crun and runc"
+    )
     verb.add_argument(
         "--pages",
         choices=("auto", "in-place", "copy"),

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 Json = Any
 """Whatever ``json`` can write."""
 
+RESTORED = "restored"
+"""A file in the work directory of a restore that came to its end, if CRIU's statistics are not there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Container:
@@ -25,6 +28,10 @@ class Container:
     """The tasks live in the host's PID namespace and need their numbers back."""
     host_network: bool
     data: Mapping[str, Json] = field(default_factory=dict)
+    addresses: tuple[str, ...] = ()
+    """Its own addresses where the host's network passes packets on to it."""
+    published: tuple[int, ...] = ()
+    """Ports of the host that lead to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +51,15 @@ class Engine(Protocol):
     name: str
     holds: bool
     """Its restore calls ``unlock`` before a task runs; otherwise they may run as soon as it has begun."""
+    lazy: bool
+    """Its restore can leave the memory to a page server."""
 
     def available(self) -> list[Container]:
         """Return every container of this engine that runs now."""
+        ...
+
+    def knows(self, name: str) -> bool:
+        """Tell whether there is a container of this name that belongs to this engine."""
         ...
 
     def find(self, name: str) -> Container:
@@ -59,6 +72,10 @@ class Engine(Protocol):
 
     def prepare_images(self, container: Container, images: Images) -> None:
         """Write what belongs beside CRIU's images, before the dump."""
+        ...
+
+    def capture(self, container: Container, images: Images) -> None:
+        """Write what can be written only while the tasks stand still. This is downtime."""
         ...
 
     def restore(self, container: Container, images: Images, unlock: "Unlock") -> int:
@@ -79,6 +96,10 @@ class Engine(Protocol):
 
     def helpers(self, container: Container) -> tuple[str, ...]:
         """Return the cgroups in which the restore of a container works, if it is not in ours."""
+        ...
+
+    def is_late(self, container: Container) -> bool:
+        """Tell whether its restore needs more of the system than there is before the boot goes on."""
         ...
 
 

@@ -22,6 +22,7 @@ class CgroupEngine:
 
     name = "cgroup"
     holds = True
+    lazy = True
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -29,6 +30,10 @@ class CgroupEngine:
     def available(self) -> list[Container]:
         """Return nothing: a cgroup has to be named, since most belong to systemd."""
         return []
+
+    def knows(self, name: str) -> bool:
+        """Never: a cgroup is named as such."""
+        return False
 
     def find(self, name: str) -> Container:
         """Return the task tree of the cgroup ``name`` (``/workload/redis``)."""
@@ -100,6 +105,9 @@ class CgroupEngine:
     def prepare_images(self, container: Container, images: Images) -> None:
         """Nothing: CRIU's images say it all."""
 
+    def capture(self, container: Container, images: Images) -> None:
+        """Nothing, either."""
+
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Restore through CRIU itself; the tree's root becomes a child of init."""
         rpc = messages()
@@ -159,3 +167,7 @@ class CgroupEngine:
     def helpers(self, _container: Container) -> tuple[str, ...]:
         """Return none: CRIU is our own child."""
         return ()
+
+    def is_late(self, _container: Container) -> bool:
+        """Tell that it is not: CRIU needs nobody."""
+        return False

@@ -14,6 +14,7 @@ from typing import Any
 from upgrade import cgroup, paths
 from upgrade.criu import log_errors
 from upgrade.engines.base import Container, Images, Unlock
+from upgrade.engines.oci import external_mount, has_tasks, is_of_podman, refuse_state
 from upgrade.errors import Refusal, UpgradeError
 from upgrade.host import Host
 from upgrade.process import run, run_detaching
@@ -30,14 +31,23 @@ class RuncEngine:
 
     name = "runc"
     holds = False
+    lazy = True
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
     def available(self) -> list[Container]:
         """Return the running containers of runc's state directory."""
-        names = [n for n in self.host.list(STATE_ROOT) if self.host.exists(f"{STATE_ROOT}/{n}/state.json")]
-        return [c for c in (self._read(name) for name in names) if self._runs(c)]
+        own = [c for c in map(self.read, self.names()) if not c.data["podman"]]
+        return [c for c in own if has_tasks(self.host, c)]
+
+    def names(self) -> list[str]:
+        """Return all containers that runc knows, whoever has started them."""
+        return [n for n in self.host.list(STATE_ROOT) if self.host.exists(f"{STATE_ROOT}/{n}/state.json")]
+
+    def knows(self, name: str) -> bool:
+        """Tell whether runc runs a container by itself."""
+        return name in self.names() and not self.read(name).data["podman"]
 
     def _readable(self, name: str) -> dict[str, Any]:
         try:
@@ -60,8 +70,10 @@ class RuncEngine:
         if not self.host.exists(f"{STATE_ROOT}/{name}/state.json"):
             known = ", ".join(c.name for c in self.available()) or "none"
             raise Refusal("runc knows no such container", subject=name, hint=f"running containers: {known}")
-        container = self._read(name)
-        if not self._runs(container):
+        container = self.read(name)
+        if container.data["podman"]:
+            raise Refusal("belongs to podman", subject=name, hint="give it the name that podman ps shows")
+        if not has_tasks(self.host, container):
             raise Refusal("does not run", subject=name, hint=f"runc start {name}, or leave it out")
         self._refuse_what_cannot_come_back(container)
         return container
@@ -74,23 +86,10 @@ class RuncEngine:
                     subject=container.name,
                     hint="give it a namespace of its own",
                 )
-        if self.host.read_or(cgroup.path(container.cgroup, "cgroup.freeze"), "0") == "1":
-            raise Refusal("is paused", subject=container.name, hint=f"runc resume {container.name}")
-        strangers = self._strangers(container)
-        if strangers:
-            raise Refusal(
-                f"has tasks that its init did not start (runc exec): {strangers}",
-                subject=container.name,
-                hint="end them first: CRIU dumps the tree of the init",
-            )
+        refuse_state(self.host, container, "runc resume", "runc exec")
 
-    def _strangers(self, container: Container) -> list[int]:
-        """Return the processes of a container's cgroup that do not descend from its init."""
-        pids = cgroup.pids(self.host, container.cgroup)
-        parents = {pid: cgroup.parent(self.host, pid) for pid in pids}
-        return [pid for pid in pids if pid != container.root_pid and parents[pid] not in parents]
-
-    def _read(self, name: str) -> Container:
+    def read(self, name: str) -> Container:
+        """Return a container as runc has written it down, whether it runs or not."""
         state = self._readable(name)
         config = state["config"]
         labels = dict(label.partition("=")[::2] for label in config.get("labels") or [])
@@ -111,13 +110,9 @@ class RuncEngine:
                 "devices": [d["path"] for d in config.get("devices") or []],
                 "namespaces": namespaces,
                 "external_descriptors": state.get("external_descriptors") or [],
+                "podman": is_of_podman(labels),
                 "own_cgroups_path": str((config.get("cgroups") or {}).get("path", "")),
             },
-        )
-
-    def _runs(self, container: Container) -> bool:
-        return self.host.exists(f"/proc/{container.root_pid}/exe") and bool(
-            cgroup.pids(self.host, container.cgroup)
         )
 
     def dump_options(self, container: Container, options: Any) -> None:
@@ -128,13 +123,13 @@ class RuncEngine:
         options.ext_unix_sk = True
         options.file_locks = True
         for mount in data["mounts"]:
-            _external_mount(options, _inside(mount["destination"], data["rootfs"]))
+            external_mount(options, _inside(mount["destination"], data["rootfs"]))
         for masked in data["mask_paths"]:
             inside = self.host.path(f"/proc/{container.root_pid}/root/{masked.lstrip('/')}")
             if inside.exists() and not inside.is_dir():
-                _external_mount(options, masked, "/dev/null")
+                external_mount(options, masked, "/dev/null")
         for device in data["devices"]:
-            _external_mount(options, device)
+            external_mount(options, device)
         for kind, (short, key) in EXTERNAL_NAMESPACES.items():
             path = data["namespaces"].get(kind)
             if path:
@@ -144,6 +139,9 @@ class RuncEngine:
         """Write runc's list of inherited descriptors, which its restore reads."""
         text = json.dumps(container.data["external_descriptors"])
         (images.directory / "descriptors.json").write_text(text)
+
+    def capture(self, container: Container, images: Images) -> None:
+        """Nothing: CRIU's images say it all."""
 
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Let runc restore; it returns when the tasks run."""
@@ -159,7 +157,7 @@ class RuncEngine:
         ]
         self._call(container, command, images.work / RESTORE_LOG, images.timeout_s or COLD_START_S)
         unlock()
-        return self._read(container.name).root_pid
+        return self.read(container.name).root_pid
 
     def cold_start(self, container: Container) -> bool:
         """Start the bundle afresh."""
@@ -184,13 +182,17 @@ class RuncEngine:
     def runs(self, container: Container) -> bool:
         """Ask runc's state."""
         try:
-            return self._runs(self._read(container.name))
+            return has_tasks(self.host, self.read(container.name))
         except (OSError, Refusal):
             return False
 
     def helpers(self, container: Container) -> tuple[str, ...]:
         """Return where runc is put so that a cgroup of its own choice is outside of our unit."""
         return (self._place(container),) if self._is_beside(container) else ()
+
+    def is_late(self, _container: Container) -> bool:
+        """Tell that it is not: runc makes cgroups itself."""
+        return False
 
     def _is_beside(self, container: Container) -> bool:
         return not container.data["own_cgroups_path"].startswith("/")
@@ -213,9 +215,3 @@ class RuncEngine:
 
 def _inside(destination: str, rootfs: str) -> str:
     return destination.removeprefix(rootfs)
-
-
-def _external_mount(options: Any, key: str, value: str | None = None) -> None:
-    entry = options.ext_mnt.add()
-    entry.key = key
-    entry.val = value if value is not None else key

@@ -26,10 +26,13 @@ KEPT = (
     "iwd.service",
     "network-online.target",
     "network-pre.target",
+    "netavark-dhcp-proxy.service",
+    "netavark-dhcp-proxy.socket",
     "network.target",
     "networking.service",
     "nftables.service",
     "openvswitch-switch.service",
+    "podman-restart.service",  # stops containers when it is stopped
     "systemd-logind.service",
     "systemd-networkd.service",
     "systemd-networkd.socket",
@@ -124,5 +127,8 @@ def resume(units: Iterable[str], host: Host) -> None:
     others = sorted(unit for unit in stopped if not unit.startswith("seamless-upgrade"))
     if others:
         run(["systemctl", "start", "--", *others], check=False, timeout=RESUME_S)
+        from upgrade.engines import health
+
+        health.revive(others)
     Path(host.path(TARGET_FILE)).unlink(missing_ok=True)
     run(["systemctl", "daemon-reload"])

@@ -20,7 +20,13 @@ DIRECTORIES = (
     "/lib/systemd/system",
 )
 TARGET = "/usr/local/lib/systemd/system"
-ENABLED = (paths.FRAMES_UNIT, paths.RESTORE_UNIT, "seamless-upgrade-history.service", pidfloor.UNIT)
+ENABLED = (
+    paths.FRAMES_UNIT,
+    paths.RESTORE_UNIT,
+    "seamless-upgrade-restored.service",
+    "seamless-upgrade-history.service",
+    pidfloor.UNIT,
+)
 COMMANDS = ("/usr/local/sbin/seamless-upgrade", "/usr/sbin/seamless-upgrade")
 
 

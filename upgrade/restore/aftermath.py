@@ -14,10 +14,11 @@ from contextlib import suppress
 from upgrade import cgroup, netlock, paths
 from upgrade.clock import Clock
 from upgrade.engines import Container, engine
+from upgrade.engines.base import RESTORED
 from upgrade.host import Host
 from upgrade.restore import nudge
 from upgrade.restore.ledger import Back, Ledger
-from upgrade.restore.restorer import cold_start, work_directory
+from upgrade.restore.restorer import cold_start, put_back, work_directory
 from upgrade.session import Dumped
 
 KILL_S = 10.0
@@ -72,9 +73,8 @@ def settle(host: Host, clock: Clock, ledger: Ledger, containers: Sequence[Dumped
 
 def has_finished(host: Host, dumped: Dumped) -> bool:
     """Tell whether a restore came to its end: CRIU writes its statistics once the tasks run (criu/cr-restore.c)."""
-    return (work_directory(dumped) / "stats-restore").exists() and engine(host, dumped.container.engine).runs(
-        dumped.container
-    )
+    ended = any((work_directory(dumped) / name).exists() for name in ("stats-restore", RESTORED))
+    return ended and engine(host, dumped.container.engine).runs(dumped.container)
 
 
 def end_tasks(host: Host, container: Container) -> None:
@@ -86,12 +86,14 @@ def end_tasks(host: Host, container: Container) -> None:
         time.sleep(POLL_S)
 
 
-def let_through(ledger: Ledger, containers: Sequence[Dumped]) -> None:
+def let_through(ledger: Ledger, containers: Sequence[Dumped], rules: str = "") -> None:
     """Take those out of the network lock that run again."""
     for number, back in ledger.back.items():
         dumped = containers[number]
-        if dumped.container.host_network:
-            netlock.unlock(number)
+        if dumped.container.host_network or dumped.container.addresses:
+            with suppress(OSError):
+                put_back(dumped)
+            netlock.unlock(number, rules)
         if back.outcome == "restored":
             nudge.peers(dumped.peers)
 

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from threading import Thread
@@ -24,7 +25,7 @@ from upgrade.restore.arrival import Arrival
 from upgrade.restore.frames import FrameMount
 from upgrade.restore.ledger import Back, Ledger
 from upgrade.restore.ondemand import PageService
-from upgrade.restore.restorer import Restorer, cold_start, of, work_directory
+from upgrade.restore.restorer import Restorer, cold_start, is_late, of, work_directory
 from upgrade.session import Session
 
 NETWORK_S = 20.0
@@ -37,6 +38,7 @@ def main() -> int:
         return _main()
     finally:
         fdstore.notify("READY=1")  # whatever came of it: the boot waits for this
+        tell_all_back()
 
 
 def _main() -> int:
@@ -88,6 +90,8 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     if again:
         from upgrade.restore import aftermath
 
+        if any(is_late(host, dumped) for dumped in session.containers):
+            let_boot_go_on()  # what is started from cold may need it
         attempt(
             lambda: aftermath.settle(host, clock, ledger, session.containers),
             "not all is cleared away",
@@ -99,8 +103,12 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     )
     if again:
         attempt(
-            lambda: aftermath.let_through(ledger, session.containers), "the network stays locked", problems
+            lambda: aftermath.let_through(ledger, session.containers, session.lock),
+            "the network stays locked",
+            problems,
         )
+    if all(is_late(host, dumped) for dumped in session.containers):
+        let_boot_go_on()
     attempt(lambda: arrival.set_wall_clock(arrived, clock), "the wall clock was left alone", problems)
     network = in_background(lambda: problems.extend(netconf.restore(host, session.links, NETWORK_S)))
     frame_mount = None
@@ -117,11 +125,12 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
         pages,
     )
     attempt(wait_for_local_files, "not all local file systems were there", problems)
-    restored = restorer.restore_all()
+    restored = restorer.restore_all(let_boot_go_on)
     moments["restored"] = clock.tsc()
     if locked:
         attempt(netlock.remove, "the network lock could not be removed", problems)
     moments["unlocked"] = clock.tsc()
+    tell_all_back()
     network.join()
     from upgrade.restore import summary  # the containers run: nothing is urgent any more
 
@@ -220,6 +229,17 @@ def attempt(action: Callable[[], object], otherwise: str, problems: list[str]) -
     return True
 
 
+def let_boot_go_on() -> None:
+    """Have systemd go on with what waits for us: all that needs nothing of it is back, the rest waits for it."""
+    fdstore.notify("READY=1")
+
+
+def tell_all_back() -> None:
+    """Let start what may start containers (``seamless-upgrade-restored.service``)."""
+    with suppress(OSError):
+        paths.BACK.touch()
+
+
 def wait_for_local_files() -> None:
     """Wait for what ``/etc/fstab`` mounts: the files and volumes of the containers.
 
@@ -273,6 +293,8 @@ def _start_from_cold(host: Host, clock: Clock, identity: str, ledger: Ledger, re
     attempt(wait_for_local_files, "not all local file systems were there", [])
     plan = arrival.plan_of(identity)
     containers = plan.containers if plan is not None else ()
+    if any(is_late(host, dumped) for dumped in containers):
+        let_boot_go_on()
     if ledger.starts > 1:
         from upgrade.restore import aftermath
 

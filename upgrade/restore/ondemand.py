@@ -18,6 +18,7 @@ from typing import Any
 
 from memfs.samples import PAGE_BYTES
 from upgrade import paths
+from upgrade.engines import engine
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.process import run
@@ -60,6 +61,9 @@ def reason_against(host: Host, dumped: Dumped) -> str | None:
     """Return why a container cannot be restored on demand, or None."""
     if not dumped.in_place:
         return "its pages were copied"
+    adapter = engine(host, dumped.container.engine)
+    if not adapter.lazy:
+        return f"{adapter.name} cannot restore on demand"
     if not host.exists(USERFAULTFD):
         return "this kernel has no userfaultfd"
     if "NEWUSER" in dumped.container.data.get("namespaces", ()):

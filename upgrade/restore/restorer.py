@@ -14,6 +14,7 @@ from upgrade.clock import Clock
 from upgrade.criu import Criu
 from upgrade.engines import engine
 from upgrade.engines.base import Images
+from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.restore import nudge
 from upgrade.restore.arrival import summarize
@@ -60,8 +61,11 @@ class Restorer:
         self.pages = pages
         self.other_criu = ""
 
-    def restore_all(self) -> list[Restored]:
-        """Restore what is not back yet; no failure of one container keeps another from being restored."""
+    def restore_all(self, early_done: Callable[[], object] = bool) -> list[Restored]:
+        """Restore what is not back yet; no failure of one container keeps another from being restored.
+
+        :param early_done: called when all are back that need nothing of the rest of the boot
+        """
         self.other_criu = self._other_criu()
         containers = self.session.containers
         found = {number: of(containers[number], back) for number, back in self.ledger.back.items()}
@@ -69,11 +73,15 @@ class Restorer:
         def bring_back(number: int) -> None:
             found[number] = self._bring_back(number)
 
-        threads = [Thread(target=bring_back, args=(n,)) for n in range(len(containers)) if n not in found]
-        for thread in threads:
+        threads = {n: Thread(target=bring_back, args=(n,)) for n in range(len(containers)) if n not in found}
+        for thread in threads.values():
             thread.start()
-        for thread in threads:
-            thread.join()
+        late = {number for number in threads if is_late(self.host, containers[number])}
+        for number in threads.keys() - late:
+            threads[number].join()
+        early_done()
+        for number in late:
+            threads[number].join()
         return [found[number] for number in sorted(found)]
 
     def _other_criu(self) -> str:
@@ -87,15 +95,21 @@ class Restorer:
 
     def _bring_back(self, number: int) -> Restored:
         dumped = self.session.containers[number]
-        locked = [dumped.container.host_network and bool(self.session.lock)]
+        container = dumped.container
+        locked = [bool(self.session.lock and (container.host_network or container.addresses))]
 
         def unlock() -> None:
             if number not in self.ledger.may_run:
                 self.ledger.let_run(number)
             if locked[0]:
-                netlock.unlock(number)
+                try:
+                    put_back(dumped)
+                except OSError as e:
+                    forgotten.append(f"its connections through the host may break: {e}")
+                netlock.unlock(number, self.session.lock)
                 locked[0] = False
 
+        forgotten: list[str] = []
         lazy = [False]
         outcome, reason = "restored", self._restore(number, unlock, lazy)
         if reason is not None:
@@ -110,6 +124,8 @@ class Restorer:
             nudge.peers(dumped.peers if outcome == "restored" else ())  # only now have all left repair mode
         except Exception as e:
             reason = f"{reason or 'restored'}; but its network stays locked until all are restored: {e}"
+        if forgotten:
+            reason = f"{reason or outcome}; {forgotten[0]}"
         if lazy[0] and self.pages is not None:
             self.pages.answers(dumped)
         back = Back(outcome, reason, running_at, lazy[0] and outcome == "restored")
@@ -144,7 +160,7 @@ class Restorer:
                 damage = self.frames.damage(number)
                 if damage:
                     return f"its page frames are damaged: {summarize(damage)}"
-            if dumped.container.host_network:
+            if dumped.container.host_network or dumped.container.addresses:
                 self.network_ready()
             lazy[0] = self.pages is not None and self.pages.serves(dumped)
             limit_s = self.session.restore_timeout_seconds
@@ -160,9 +176,24 @@ class Restorer:
         return None
 
 
+def put_back(dumped: Dumped) -> None:
+    """Let the host translate a container's connections again."""
+    if dumped.flows:
+        from upgrade import conntrack
+
+        conntrack.put_back(dumped.flows)
+
+
 def of(dumped: Dumped, back: Back) -> Restored:
     """Return what became of a container with the container."""
     return Restored(dumped, back.outcome, back.reason, back.running_at, back.lazy)
+
+
+def is_late(host: Host, dumped: Dumped) -> bool:
+    """Tell whether a container can be restored only when the boot goes on."""
+    with suppress(UpgradeError):
+        return engine(host, dumped.container.engine).is_late(dumped.container)
+    return False
 
 
 def work_directory(dumped: Dumped) -> Path:

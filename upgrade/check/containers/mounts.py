@@ -38,6 +38,8 @@ KNOWN = frozenset(
     }
 )
 MUST_BE_EMPTY = ("mqueue", "pstore")
+CGROUPS = ("cgroup", "cgroup2")
+"""In a namespace of cgroups their root looks like a part from outside, which CRIU knows (``cgroup_parse``)."""
 ALWAYS_REFUSED = ("fuse",)
 REMEDY = "mount it as a volume of the container, so that the engine knows of it, or unmount it"
 TMPFS_BYTES = 16 << 20
@@ -116,6 +118,8 @@ def refusal(mount: Mount, table: MountTable, external: frozenset[str]) -> str | 
         return "is mounted from within the container, and is of a kind that CRIU does not know"
     if kind in ALWAYS_REFUSED:
         return "is mounted from within the container; CRIU cannot dump FUSE"
+    if kind in CGROUPS:
+        return None
     if not mount.whole and not any(other.whole and other.device == mount.device for other in table):
         return "shows a part of a file system of which the container has nothing else"
     return None

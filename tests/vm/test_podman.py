@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""podman's containers go through upgrades, and podman finds them as it left them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.vm.conftest import WORKLOADS, Guest, Guests
+from tests.vm.test_rollback import end_task, start_task
+from tests.vm.test_upgrade import SCHEMA, gap
+from upgrade.errors import ExitStatus
+from upgrade.rehearse.rehearsal import Options, rehearse
+
+NAME = "podman-web"
+ROUNDS = 2
+
+
+@pytest.fixture(scope="module")
+def there_and_back() -> dict[str, Any]:
+    """Return the result of upgrades to and fro with a client on the published port, frames in place."""
+    return rehearse(Options("trixie", "trixie-security", (WORKLOADS / NAME,), rounds=ROUNDS), print)
+
+
+def test_it_comes_back_with_its_frames_in_place(there_and_back: dict[str, Any]) -> None:
+    assert there_and_back["outcome"] == "passed", there_and_back["error"]
+    assert len(there_and_back["rounds"]) == ROUNDS
+    for done in there_and_back["rounds"]:
+        report = done["report"]
+        jsonschema.Draft202012Validator(SCHEMA).validate(report)
+        assert report["outcome"] == "upgraded", report["reason"]
+        (container,) = report["containers"]
+        assert (container["name"], container["engine"], container["outcome"]) == ("web", "podman", "restored")
+        assert report["pages_total"] > 8000
+        assert report["pages_copied"] < 0.05 * report["pages_total"]
+        assert done["verify"][NAME]["exit_status"] == 0, done["verify"][NAME]["output"]
+
+
+def test_a_connection_to_the_published_port_lives_on(there_and_back: dict[str, Any]) -> None:
+    seen = gap(there_and_back, NAME)
+    assert seen["errors"] == []
+    assert seen["replies"] == seen["requests"] > 20
+
+
+@pytest.fixture(scope="module")
+def guest(guests: Guests) -> Iterator[Guest]:
+    """A machine without a range for frames: pages are copied."""
+    yield from guests.boot([NAME])
+
+
+def test_what_cannot_come_back_is_refused(guest: Guest) -> None:
+    guest.shell("podman run -d --rm --name removed localhost/podman-web /usr/bin/sleep inf", check=False)
+    guest.shell("podman create --name entered --volume /usr:/usr:ro localhost/podman-web /usr/bin/sleep 9999")
+    guest.shell("podman start entered; podman exec -d entered /usr/bin/sleep 9999")
+    error = guest.upgrade("--container", "entered").error
+    assert (error["subject"], "podman exec" in error["reason"]) == ("entered", True)
+    error = guest.upgrade("--container", "none").error
+    assert "web (podman)" in error["hint"]
+    guest.shell("podman rm --force --time 0 entered removed")
+
+
+def test_an_upgrade_that_fails_leaves_it_as_it_was(guest: Guest) -> None:
+    cgroup = "/workload/uring"  # CRIU cannot dump its task
+    start_task(guest, "io_uring.py", cgroup)
+    guest.wait(f"ls -l /proc/$(cat /sys/fs/cgroup{cgroup}/cgroup.procs)/fd | grep -q io_uring")
+    answer = guest.upgrade("--all", "--cgroup", cgroup)
+    end_task(guest, cgroup)
+    assert (answer.status, answer.error["subject"]) == (ExitStatus.FAILED, cgroup), answer
+    assert guest.verify(NAME) == {}
+
+
+def test_podman_goes_on_with_it(guest: Guest) -> None:
+    guest.jump(guest.kernels[1].release, "--all")
+    assert guest.verify(NAME) == {}
+    guest.shell("podman exec web /usr/bin/true")
+    guest.shell("podman stop --time 1 web")
+    assert guest.shell("podman inspect --format '{{.State.Status}} {{.State.ExitCode}}' web").split() == [
+        "exited",
+        "137",  # Python as the init of a PID namespace has no handler for SIGTERM
+    ]
+    guest.shell("podman start web")
+    assert guest.shell("podman ps --format '{{.Names}}'").split() == ["web"]

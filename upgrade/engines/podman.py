@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: MIT
+"""podman's containers: dumped as their runtime would, restored by ``podman container restore``.
+
+Restoring through podman sets up the storage, the network, conmon and podman's own records, so that its other commands
+work afterwards. podman believes that it made the checkpoint itself: what it writes beside CRIU's images is supplied
+(podman 5.4, libpod/container_internal_common.go, ``checkpoint`` and ``restore``). It needs systemd's bus, which comes
+late in the boot.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from upgrade import cgroup, paths
+from upgrade.criu import log_errors
+from upgrade.engines import bus, health
+from upgrade.engines.base import RESTORED, Container, Images, Unlock
+from upgrade.engines.crun import CrunEngine
+from upgrade.engines.oci import has_tasks, refuse_state, strangers
+from upgrade.engines.runc import RuncEngine
+from upgrade.errors import Refusal, UpgradeError
+from upgrade.host import Host
+from upgrade.process import run, run_detaching
+
+COMMAND_S = 120
+CHECK_S = 10.0
+CHECK_POLL_S = 0.05
+# podman's names, which its restore looks for in the container's own directory
+CHECKPOINT = "checkpoint"
+NETWORK_STATUS = "network.status"
+SHM_ARCHIVE = "devshm-checkpoint.tar"
+# Set by `podman generate systemd` and Quadlet
+UNIT_LABEL = "PODMAN_SYSTEMD_UNIT"
+NETWORKS = ("bridge", "host", "none", "private")
+
+Inspected = Mapping[str, Any]
+
+
+class PodmanEngine:
+    """Preserves containers that podman started, as root."""
+
+    name = "podman"
+    holds = False
+    lazy = False
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.runtimes = (CrunEngine(host), RuncEngine(host))
+        self._inspected: list[dict[str, Any]] = []
+
+    def available(self) -> list[Container]:
+        """Return podman's running containers."""
+        running = self._running()
+        return [self._container(each, running) for each in self._inspect(running)]
+
+    def knows(self, name: str) -> bool:
+        """Tell whether podman runs a container of this name or id."""
+        running = self._running()
+        return name in running or any(name in (e["Name"], e["Id"][:12]) for e in self._inspect(running))
+
+    def find(self, name: str) -> Container:
+        """Return the running container ``name``, an id is a name, too."""
+        running = self._running()
+        inspected = self._inspect(running)
+        found = [e for e in inspected if name in (e["Name"], e["Id"], e["Id"][:12])]
+        if not found:
+            known = ", ".join(sorted(e["Name"] for e in inspected)) or "none"
+            raise Refusal(
+                "podman runs no such container as root",
+                subject=name,
+                hint=f"running containers: {known}; those of other users cannot be preserved",
+            )
+        self._refuse_what_cannot_come_back(found[0])
+        container = self._container(found[0], running)
+        self._let_check_end(container)
+        refuse_state(self.host, container, "podman unpause", "podman exec")
+        return container
+
+    def _let_check_end(self, container: Container) -> None:
+        """Wait for a health check: it runs in the container, but ends soon (and none begins in a host at rest)."""
+        deadline = time.monotonic() + CHECK_S
+        while container.data["health"] and strangers(self.host, container) and time.monotonic() < deadline:
+            time.sleep(CHECK_POLL_S)
+
+    def _running(self) -> dict[str, Container]:
+        """Return what the runtimes know of podman's running containers, by their ids."""
+        found = {}
+        for runtime in self.runtimes:
+            for name in runtime.names():
+                container = runtime.read(name)
+                if container.data["podman"] and has_tasks(self.host, container):
+                    found[name] = container
+        return found
+
+    def _inspect(self, ids: Iterable[str]) -> list[dict[str, Any]]:
+        words = sorted(ids)
+        if words and words != [each["Id"] for each in self._inspected]:
+            done = run(["podman", "container", "inspect", *words], timeout=COMMAND_S)
+            self._inspected = json.loads(done.stdout)
+        return self._inspected if words else []
+
+    def _refuse_what_cannot_come_back(self, inspected: Inspected) -> None:
+        name = inspected["Name"]
+        configuration = inspected["HostConfig"]
+        network = configuration["NetworkMode"].partition(":")[0]
+        unit = (inspected["Config"].get("Labels") or {}).get(UNIT_LABEL)
+        if inspected.get("Pod") or inspected.get("IsInfra") or inspected.get("Dependencies"):
+            raise Refusal(
+                "shares namespaces with other containers (a pod), which is not supported yet",
+                subject=name,
+                hint="run it outside of a pod, on a network of its own, or leave it out",
+            )
+        if configuration.get("AutoRemove"):
+            raise Refusal(
+                "was started with --rm: podman removes it when it finds a new kernel",
+                subject=name,
+                hint="start it without --rm",
+            )
+        if unit:
+            raise Refusal(
+                f"belongs to systemd's {unit}, which the new kernel's systemd would start a second time",
+                subject=name,
+                hint="start it with podman run, and --restart=always where it is to start with the host",
+            )
+        if inspected["Config"].get("Tty"):
+            raise Refusal(
+                "has a terminal (--tty), whose other end ends with this kernel",
+                subject=name,
+                hint="start it without --tty",
+            )
+        if network not in NETWORKS:
+            raise Refusal(
+                f"has a network of the kind {network}, whose helper ends with this kernel",
+                subject=name,
+                hint="podman run --network bridge (the default of root's containers), host or none",
+            )
+
+    def _container(self, inspected: Inspected, running: Mapping[str, Container]) -> Container:
+        inner = running[inspected["Id"]]
+        networks = (inspected.get("NetworkSettings") or {}).get("Networks") or {}
+        interfaces = _interfaces(inner.root_pid) if networks and not inner.host_network else {}
+        return Container(
+            name=inspected["Name"],
+            engine=self.name,
+            cgroup=inner.cgroup,
+            root_pid=inner.root_pid,
+            host_pids=inner.host_pids,
+            host_network=inner.host_network,
+            addresses=tuple(ip for each in networks.values() for ip, _, _ in _addresses(each)),
+            published=_published(inspected) if not inner.host_network else (),
+            data={
+                "id": inspected["Id"],
+                "directory": inspected["StaticDir"],
+                "runtime": inner.engine,
+                "options": dict(inner.data),
+                "namespaces": inner.data["namespaces"],
+                "external_descriptors": inner.data["external_descriptors"],
+                "networks": _network_status(networks, interfaces),
+                "shm": _shm(self.host, inspected["StaticDir"]),
+                "health": health.of(inspected),
+            },
+        )
+
+    def _inner(self, container: Container) -> tuple[CrunEngine | RuncEngine, Container]:
+        """Return the runtime of a container, and the container as that knows it."""
+        runtime = next(each for each in self.runtimes if each.name == container.data["runtime"])
+        return runtime, Container(
+            container.data["id"],
+            runtime.name,
+            container.cgroup,
+            container.root_pid,
+            container.host_pids,
+            container.host_network,
+            data=container.data["options"],
+        )
+
+    def dump_options(self, container: Container, options: Any) -> None:
+        """Ask for what its runtime asks for."""
+        runtime, inner = self._inner(container)
+        runtime.dump_options(inner, options)
+        options.ext_unix_sk = False  # its restore cannot be told of them
+
+    def prepare_images(self, container: Container, images: Images) -> None:
+        """Write what podman and its runtime read beside CRIU's images."""
+        runtime, inner = self._inner(container)
+        runtime.prepare_images(inner, images)
+        (images.directory / NETWORK_STATUS).write_text(json.dumps(container.data["networks"]))
+
+    def capture(self, container: Container, images: Images) -> None:
+        """Archive ``/dev/shm``: podman mounts it from the host, so that CRIU leaves it out."""
+        if container.data["shm"]:
+            import tarfile  # not for the new kernel's path
+
+            with tarfile.open(images.directory / SHM_ARCHIVE, "w", format=tarfile.GNU_FORMAT) as archive:
+                archive.add(self.host.path(container.data["shm"]), ".")
+
+    def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
+        """Let podman restore; it returns when the tasks run."""
+        directory = Path(container.data["directory"])
+        for name, target in (
+            (CHECKPOINT, images.directory),
+            (NETWORK_STATUS, images.directory / NETWORK_STATUS),
+            (SHM_ARCHIVE, images.directory / SHM_ARCHIVE),
+        ):
+            _link(self.host.path(os.fspath(directory / name)), target)
+        # Its first call in a boot takes longest, and needs no bus: meanwhile that comes.
+        run(["podman", "container", "exists", container.data["id"]], check=False)
+        # Without --keep it removes these links afterwards, and its log.
+        command = ["container", "restore", "--tcp-established", "--file-locks", container.data["id"]]
+        try:
+            self._call(command, images.work / "podman.log", images.timeout_s or COMMAND_S)
+            (images.work / RESTORED).touch()
+        except UpgradeError as e:
+            criu = log_errors(self.host.path(os.fspath(directory / "restore.log")))
+            raise UpgradeError("; ".join([e.message, *criu]), subject="podman") from e
+        unlock()
+        if container.data["health"]:
+            health.start(container.data["id"], *container.data["health"])
+        runtime, inner = self._inner(container)
+        return runtime.read(inner.name).root_pid
+
+    def cold_start(self, container: Container) -> bool:
+        """Start the container afresh, as after any boot."""
+        log = paths.RUNTIME / f"podman-{container.name}.log"
+        self._call(["start", container.data["id"]], log, COMMAND_S)
+        return True
+
+    def _call(self, words: list[str], log: Path, timeout_s: float) -> None:
+        """Run podman, whose conmon inherits its standard streams: nobody can wait for the end of a pipe."""
+        bus.wait(self.host)
+        command = ["sh", "-c", 'log=$1 && shift && exec "$@" >"$log" 2>&1', "sh", os.fspath(log), "podman"]
+        status = run_detaching([*command, *words], timeout=timeout_s)
+        if status != 0:
+            lines = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
+            raise UpgradeError(" | ".join(lines) or f"exit status {status}", subject="podman")
+
+    def clean_up(self, container: Container) -> None:
+        """End what a failed restore left, and take our images away from podman."""
+        with suppress(UpgradeError):  # it does not answer in time: its tasks are killed nevertheless
+            run(["podman", "kill", container.data["id"]], check=False, timeout=COMMAND_S)
+        cgroup.kill(self.host, container.cgroup)
+        for name in (CHECKPOINT, NETWORK_STATUS, SHM_ARCHIVE):
+            link = self.host.path(f"{container.data['directory']}/{name}")
+            if link.is_symlink():
+                link.unlink()
+
+    def runs(self, container: Container) -> bool:
+        """Ask its runtime's state."""
+        runtime, inner = self._inner(container)
+        return runtime.runs(inner)
+
+    def helpers(self, _container: Container) -> tuple[str, ...]:
+        """Return none: podman works in our unit, its conmon has a scope of its own."""
+        return ()
+
+    def is_late(self, _container: Container) -> bool:
+        """Tell that it is: podman has systemd make scopes."""
+        return True
+
+
+def _link(place: Path, target: Path) -> None:
+    """Let a name lead to ``target``, whatever was there; nothing is left of it if there is no target."""
+    if place.is_dir() and not place.is_symlink():
+        place.rename(place.with_name(f"{place.name}.before-upgrade"))  # somebody's own checkpoint, kept
+    place.unlink(missing_ok=True)
+    if target.exists():
+        place.symlink_to(target)
+
+
+def _interfaces(pid: int) -> dict[str, str]:
+    """Return the names of the network interfaces of a process by their addresses."""
+    done = run(["nsenter", "--target", str(pid), "--net", "ip", "-json", "link"])
+    return {link["address"]: link["ifname"] for link in json.loads(done.stdout) if "address" in link}
+
+
+def _addresses(network: Inspected) -> list[tuple[str, int, str]]:
+    """Return the addresses of a container in a network: address, length of the prefix, gateway."""
+    found = [(network.get("IPAddress"), network.get("IPPrefixLen"), network.get("Gateway"))]
+    found += [(e["Addr"], e["PrefixLength"], None) for e in network.get("SecondaryIPAddresses") or []]
+    found += [
+        (
+            network.get("GlobalIPv6Address"),
+            network.get("GlobalIPv6PrefixLen"),
+            network.get("IPv6Gateway"),
+        )
+    ]
+    found += [(e["Addr"], e["PrefixLength"], None) for e in network.get("SecondaryIPv6Addresses") or []]
+    return [(str(address), int(length or 0), gateway or "") for address, length, gateway in found if address]
+
+
+def _network_status(networks: Mapping[str, Inspected], interfaces: Mapping[str, str]) -> dict[str, Any]:
+    """Return what podman calls the network status (container-libs, libnetwork/types, ``StatusBlock``)."""
+    status = {}
+    for number, (name, network) in enumerate(networks.items()):
+        mac = network.get("MacAddress") or ""
+        subnets = [
+            {"ipnet": f"{ip}/{length}", **({"gateway": gateway} if gateway else {})}
+            for ip, length, gateway in _addresses(network)
+        ]
+        interface = interfaces.get(mac, f"eth{number}")
+        status[name] = {"interfaces": {interface: {"subnets": subnets, "mac_address": mac}}}
+    return status
+
+
+def _published(inspected: Inspected) -> tuple[int, ...]:
+    """Return the host's ports that lead to a container."""
+    ports = (inspected.get("NetworkSettings") or {}).get("Ports") or {}
+    return tuple(sorted({int(each["HostPort"]) for bound in ports.values() for each in bound or []}))
+
+
+def _shm(host: Host, directory: str) -> str:
+    """Return where a container's own ``/dev/shm`` is mounted in the host, or nothing."""
+    where = f"{directory}/shm"
+    mounts = host.read_or("/proc/self/mounts", "").splitlines()
+    return where if any(line.split()[1] == where for line in mounts) else ""
