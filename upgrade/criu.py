@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -97,7 +97,13 @@ def _pycriu() -> Path:
 class Criu:
     """One ``criu swrk`` process, good for one request."""
 
-    def __init__(self, program: str = "criu", timeout_s: float | None = None) -> None:
+    def __init__(
+        self, program: str = "criu", timeout_s: float | None = None, inherit: Sequence[int] = ()
+    ) -> None:
+        """Start it.
+
+        :param inherit: descriptors of ours that it has under the same numbers
+        """
         self.rpc = messages()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self.socket = ours
@@ -108,7 +114,7 @@ class Criu:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *inherit],
                 env=environment(),
             )
         except FileNotFoundError as e:

@@ -132,6 +132,9 @@ def _upgrade_options(verb: Parser) -> None:
     verb.add_argument(
         "--cgroup", metavar="PATH", action="append", default=[], help="preserve the task tree in it"
     )
+    verb.add_argument(
+        "--unit", metavar="SERVICE", action="append", default=[], help="preserve this service of systemd"
+    )
     verb.add_argument("--all", action="store_true", help="preserve every running runc container")
     verb.add_argument(
         "--pages",

@@ -34,7 +34,7 @@ def main(options: argparse.Namespace) -> int:
         return check.main(options)
     host = Host()
     request = check.request(options)
-    if not (request.containers or request.cgroups or request.all):
+    if not (request.containers or request.cgroups or request.units or request.all):
         raise plan.nothing_to_preserve()
     plan.privileged()
     refuse_second()

@@ -7,6 +7,7 @@ Light on imports: the new kernel restores through the same modules.
 from upgrade.engines.base import Container, Engine
 from upgrade.engines.cgroup import CgroupEngine
 from upgrade.engines.runc import RuncEngine
+from upgrade.engines.unit import UnitEngine
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 
@@ -15,7 +16,7 @@ __all__ = ("Container", "Engine", "engine", "engines")
 
 def engines(host: Host) -> tuple[Engine, ...]:
     """Return one adapter of every kind."""
-    return (CgroupEngine(host), RuncEngine(host))
+    return (CgroupEngine(host), RuncEngine(host), UnitEngine(host))
 
 
 def engine(host: Host, name: str) -> Engine:
