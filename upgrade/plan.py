@@ -180,8 +180,8 @@ def nothing_to_preserve() -> UsageError:
     """Return the error for an upgrade without containers."""
     return UsageError(
         "nothing to preserve",
-        hint="name containers with --container NAME, --cgroup PATH or --unit SERVICE, or take --all; for a kernel upgrade without "
-        "containers systemctl kexec is enough",
+        hint="name containers with --container NAME, --cgroup PATH or --unit SERVICE, or take --all; for a kernel "
+        "upgrade without containers systemctl kexec is enough",
     )
 
 

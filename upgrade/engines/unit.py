@@ -18,6 +18,11 @@ from upgrade.services import dropin, systemd
 STREAMS = "streams.json"
 SETTLE_S = 60.0
 POLL_S = 0.05
+# systemd.service(5), Restart=: which settings start a service again that has ended in this state
+RESTARTED = {
+    "failed": ("always", "on-failure", "on-abnormal", "on-abort"),
+    "inactive": ("always", "on-success"),
+}
 
 
 class UnitEngine:
@@ -106,11 +111,12 @@ def settle(host: Host, names: list[str]) -> list[str]:
 
     problems = []
     try:
-        if any([dropin.remove(host, name) for name in names]):
+        removed = [name for name in names if dropin.remove(host, name)]
+        if removed:
             systemd.reload()
-        for name in names:
+        for name in removed:
             found = systemd.show(name, ["ActiveState", "Restart"])
-            if found.get("ActiveState") == "failed" and found.get("Restart", "no") != "no":
+            if found.get("Restart", "no") in RESTARTED.get(found.get("ActiveState", ""), ()):
                 systemd.enqueue_start(name)
     except (OSError, UpgradeError) as e:
         problems.append(f"the start of {', '.join(names)} is still a restore: {e}")

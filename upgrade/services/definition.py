@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from upgrade import cgroup
-from upgrade.errors import CommandFailed, Refusal
+from upgrade.errors import Refusal
 from upgrade.host import Host
+from upgrade.process import CommandFailed
 from upgrade.services import systemd
 
 TYPES = ("simple", "exec", "idle", "forking", "notify", "notify-reload")
