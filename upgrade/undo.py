@@ -74,10 +74,10 @@ def _unswap(_host: Host, *, device: str) -> None:
         swap.remove(Path(device))
 
 
-def _forget_units(host: Host, *, session: str) -> None:
+def _forget_units(_host: Host, *, session: str) -> None:
     from upgrade.services import dropin
 
-    dropin.forget(host, session)
+    dropin.forget(session)
 
 
 def _watchdogs(_host: Host) -> None:

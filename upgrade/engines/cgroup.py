@@ -85,14 +85,14 @@ class CgroupEngine:
 
     def dump_options(self, container: Container, options: Any) -> None:
         """Dump with everything a plain service may have open."""
-        tree.dump_options(options)
+        tree.dump_options(self.host, container, options)
 
     def prepare_images(self, container: Container, images: Images) -> None:
         """Nothing: CRIU's images say it all."""
 
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Restore through CRIU itself; the tree's root becomes a child of init."""
-        return tree.restore(images, unlock)
+        return tree.restore(self.host, images, unlock)
 
     def cold_start(self, container: Container) -> bool:
         """Run the command that the configuration names for this cgroup, in that cgroup."""

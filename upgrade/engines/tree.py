@@ -2,31 +2,55 @@
 """A tree of tasks in the host's namespaces: what CRIU is asked for, at dump and at restore."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from upgrade import cgroup
 from upgrade.criu import Criu, CriuError, log_errors, messages
-from upgrade.engines.base import Images, Unlock
+from upgrade.engines.base import Container, Images, Unlock
+from upgrade.host import Host
+from upgrade.restore import volatile
 
 GHOST_LIMIT_BYTES = 64 << 20
 
 
-def dump_options(options: Any) -> None:
-    """Dump with everything a plain service may have open."""
+def dump_options(host: Host, container: Container, options: Any, owned: Iterable[str] = ()) -> None:
+    """Dump with everything a plain service may have open, files in memory included.
+
+    :param owned: directories in memory that belong to it as a whole
+    """
     options.ext_unix_sk = True
     options.file_locks = True
     options.link_remap = True
     options.ghost_limit = GHOST_LIMIT_BYTES
+    directory = images_of(options)
+    if directory is not None:
+        from upgrade.dump import volatile  # of the old kernel only
+
+        volatile.save(host, cgroup.pids(host, container.cgroup), owned, directory)
+
+
+def images_of(options: Any) -> Path | None:
+    """Return the directory of the images that a dump with these options writes; None if none is meant to."""
+    directory = getattr(options, "images_dir_fd", 0)
+    return Path(f"/proc/self/fd/{directory}") if directory else None
 
 
 def restore(
-    images: Images, unlock: Unlock, *, inherited: Mapping[str, int] | None = None, shell_job: bool = False
+    host: Host,
+    images: Images,
+    unlock: Unlock,
+    *,
+    inherited: Mapping[str, int] | None = None,
+    shell_job: bool = False,
 ) -> int:
     """Restore through CRIU itself and return the process id of the root, which becomes a child of init.
 
     :param inherited: our descriptors that take the place of what CRIU left out, by CRIU's names of that
     :param shell_job: the root is no session leader; it gets our session
     """
+    volatile.restore(host, images.directory)
     rpc = messages()
     given = inherited or {}
     directory, work = (os.open(d, os.O_RDONLY | os.O_DIRECTORY) for d in (images.directory, images.work))

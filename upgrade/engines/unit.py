@@ -5,7 +5,6 @@
 """
 
 import json
-import os
 import time
 from typing import Any
 
@@ -57,15 +56,13 @@ class UnitEngine:
         """Dump as a task tree, without its streams to the journal; they are noted beside the images."""
         from upgrade.services import journal
 
-        tree.dump_options(options)
+        tree.dump_options(self.host, container, options, container.data["owned"])
         options.shell_job = not container.data["leads_session"]
         streams = journal.streams(self.host, cgroup.pids(self.host, container.cgroup))
         options.external.extend(f"unix[{inode}]" for inode in streams)
-        directory = getattr(options, "images_dir_fd", 0)
-        if directory:  # not if we are only asked what we would want
-            opener = lambda path, flags: os.open(path, flags, 0o600, dir_fd=directory)  # noqa: E731
-            with open(STREAMS, "w", opener=opener) as file:
-                json.dump(streams, file)
+        directory = tree.images_of(options)
+        if directory is not None:
+            (directory / STREAMS).write_text(json.dumps(streams))
 
     def prepare_images(self, container: Container, images: Images) -> None:
         """Nothing: what there is to know is known at the dump."""

@@ -48,8 +48,8 @@ def _restore(name: str, line: Line, job: Mapping[str, Any]) -> None:
         line.receive(UNLOCK_S)
 
     given = inherited(job["streams"])
-    pid = tree.restore(images, unlock, inherited=given, shell_job=job["shell_job"])
-    _write_pid_files(name, pid, job.get("pid_file"))
+    pid = tree.restore(Host(), images, unlock, inherited=given, shell_job=job["shell_job"])
+    (paths.RUNTIME / f"{name}.pid").write_text(f"{pid}\n")
     line.send(event="restored", pid=pid)
 
 
@@ -73,20 +73,6 @@ def _is_socket(number: int) -> bool:
         return stat.S_ISSOCK(os.fstat(number).st_mode)
     except OSError:
         return False
-
-
-def _write_pid_files(name: str, pid: int, own: Mapping[str, Any] | None) -> None:
-    (paths.RUNTIME / f"{name}.pid").write_text(f"{pid}\n")
-    if own is None:
-        return
-    try:
-        file = Path(own["path"])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(own["text"])
-        os.chown(file, own["uid"], own["gid"])
-        file.chmod(own["mode"])
-    except OSError as e:  # nobody reads it before the service is told to do something
-        print(f"seamless-upgrade: its PID file is missing: {e}", file=sys.stderr, flush=True)
 
 
 def _start_instead(name: str) -> int:

@@ -2,7 +2,6 @@
 """A service as systemd has it: what the restore has to know of it, and what cannot be carried over."""
 
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,15 @@ from upgrade.services import systemd
 TYPES = ("simple", "exec", "idle", "forking", "notify", "notify-reload")
 PROPERTIES = (
     *("Id", "LoadState", "ActiveState", "SubState", "Type", "MainPID", "ControlGroup", "NotifyAccess"),
-    *("WatchdogUSec", "SyslogIdentifier", "ExecStart", "PIDFile", "PAMName", "StandardInput"),
+    *(
+        "WatchdogUSec",
+        "SyslogIdentifier",
+        "ExecStart",
+        "PIDFile",
+        "RuntimeDirectory",
+        "PAMName",
+        "StandardInput",
+    ),
     *("DefaultDependencies", "TriggeredBy", "NFileDescriptorStore"),
 )
 # What gives a service a namespace of its own (systemd src/core/execute.c, exec_needs_mount_namespace() and others),
@@ -66,7 +73,7 @@ class Definition:
             "identifier": self.properties.get("SyslogIdentifier") or _program(self.properties),
             "watchdog": self.properties.get("WatchdogUSec", "0") not in ("", "0", "infinity"),
             "leads_session": int(cgroup.stat(host, self.main_pid)[3]) == self.main_pid,
-            "pid_file": _pid_file(host, self.properties.get("PIDFile", "")),
+            "owned": _owned(self.properties),
         }
 
 
@@ -198,21 +205,7 @@ def _program(properties: Mapping[str, str]) -> str:
     return os.path.basename(path) or properties["Id"].removesuffix(".service")
 
 
-def _pid_file(host: Host, path: str) -> dict[str, Any] | None:
-    """Return the PID file that a service wrote: it lies in ``/run``, which ends with this kernel."""
-    if not path:
-        return None
-    try:
-        state = host.path(path).lstat()
-        text = host.read(path)
-    except OSError:
-        return None
-    if not stat.S_ISREG(state.st_mode):
-        return None
-    return {
-        "path": path,
-        "text": text + "\n",
-        "uid": state.st_uid,
-        "gid": state.st_gid,
-        "mode": stat.S_IMODE(state.st_mode),
-    }
+def _owned(properties: Mapping[str, str]) -> list[str]:
+    """Return the paths in ``/run`` that are a service's own: they end with this kernel."""
+    owned = [f"/run/{each}" for each in properties.get("RuntimeDirectory", "").split()]
+    return owned + ([properties["PIDFile"]] if properties.get("PIDFile") else [])

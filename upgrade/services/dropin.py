@@ -6,11 +6,8 @@ systemd reads it before it starts anything. So no time goes to a second reading 
 it is written now, and systemd reads again.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from upgrade import files, paths
@@ -18,7 +15,6 @@ from upgrade.host import Host
 from upgrade.services import systemd
 
 FILE = "zz-seamless-upgrade.conf"
-SPOOL = paths.STATE / "units"
 GENERATED = "/run/systemd/generator.early"
 WRITTEN = "/run/systemd/system"
 COMMANDS = ("/usr/local/sbin/seamless-upgrade", "/usr/sbin/seamless-upgrade")
@@ -67,12 +63,14 @@ def text(host: Host, data: Mapping[str, Any]) -> str:
 
 def spool(host: Host, session: str, name: str, data: Mapping[str, Any]) -> None:
     """Leave the drop-in on disk for the new kernel's generator."""
-    files.write(_spool(host, session) / f"{name}.d" / FILE, text(host, data))
+    files.write(paths.UNITS / session / f"{name}.d" / FILE, text(host, data))
 
 
-def forget(host: Host, session: str) -> None:
+def forget(session: str) -> None:
     """Remove from disk what was left there for a session."""
-    shutil.rmtree(_spool(host, session), ignore_errors=True)
+    import shutil  # of the old kernel only
+
+    shutil.rmtree(paths.UNITS / session, ignore_errors=True)
 
 
 def ensure(host: Host, name: str, data: Mapping[str, Any]) -> bool:
@@ -89,14 +87,10 @@ def remove(host: Host, name: str) -> bool:
 
     On disk first: whatever makes systemd read again runs the generator again.
     """
-    places = [*host.path(os.fspath(SPOOL)).glob("*"), host.path(GENERATED), host.path(WRITTEN)]
+    places = [*paths.UNITS.glob("*"), host.path(GENERATED), host.path(WRITTEN)]
     found = [file for file in (place / f"{name}.d" / FILE for place in places) if file.exists()]
     for file in found:
         file.unlink(missing_ok=True)
         with suppress(OSError):  # there is more in it
             file.parent.rmdir()
     return bool(found)
-
-
-def _spool(host: Host, session: str) -> Path:
-    return host.path(os.fspath(SPOOL / session))

@@ -54,7 +54,6 @@ def restore(
                 lazy=images.lazy,
                 streams=dict(streams),
                 shell_job=not data["leads_session"],
-                pid_file=data.get("pid_file"),
             )
             pid = _converse(line, unlock, limit_s)
     start.join()
