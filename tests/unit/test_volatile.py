@@ -47,7 +47,8 @@ def user(directory: Path, disk: Path) -> Iterator[int]:
     with subprocess.Popen(
         command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdin is not None
         assert process.stdout.readline() == "ready\n"
         yield process.pid
         process.stdin.close()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Services of systemd: the task tree of one, restored by systemd itself.
 
-``systemctl`` shows them afterwards as if nothing had happened: active, with the same main process.
+``systemctl`` shows them afterwards as if nothing had happened: active, with the same main process. What it takes is
+imported where it is needed: most upgrades have no service to restore.
 """
 
 import json
@@ -11,8 +12,8 @@ from typing import Any
 from upgrade import cgroup
 from upgrade.engines import tree
 from upgrade.engines.base import Container, Images, Unlock
+from upgrade.errors import UpgradeError
 from upgrade.host import Host
-from upgrade.services import dropin, systemd
 
 STREAMS = "streams.json"
 SETTLE_S = 60.0
@@ -69,7 +70,7 @@ class UnitEngine:
 
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Have systemd start it, which restores it."""
-        from upgrade.services import launch
+        from upgrade.services import dropin, launch
 
         streams = json.loads((images.directory / STREAMS).read_text())
         dropin.ensure(self.host, container.name, container.data)
@@ -77,11 +78,15 @@ class UnitEngine:
 
     def cold_start(self, container: Container) -> bool:
         """Have it started when the boot gets to it; or now, if the boot would not start it."""
+        from upgrade.services import systemd
+
         systemd.enqueue_start(container.name)
         return True
 
     def clean_up(self, container: Container) -> None:
         """Make the start of the service its own again, and end what a failed restore left."""
+        from upgrade.services import dropin, systemd
+
         cgroup.kill(self.host, container.cgroup)
         systemd.stop_at_once(container.name)
         if dropin.remove(self.host, container.name):
@@ -89,6 +94,8 @@ class UnitEngine:
 
     def runs(self, container: Container) -> bool:
         """Ask systemd, which may still be starting it."""
+        from upgrade.services import systemd
+
         deadline = time.monotonic() + SETTLE_S
         while (state := systemd.state(container.name)) == "activating" and time.monotonic() < deadline:
             time.sleep(POLL_S)
@@ -104,7 +111,7 @@ def settle(host: Host, names: list[str]) -> list[str]:
 
     One that has ended in the meantime is started if systemd would have done so.
     """
-    from upgrade.errors import UpgradeError
+    from upgrade.services import dropin, systemd
 
     problems = []
     try:
