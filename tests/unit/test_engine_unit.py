@@ -263,7 +263,7 @@ def test_streams_to_the_journal_are_found_and_others_are_not(
         with subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
-            stdout=ours,
+            stdout=ours.fileno(),
             stderr=subprocess.PIPE,
             pass_fds=[one.fileno()],
         ) as process:
