@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from upgrade.engines.base import Images
 from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.process import run
-from upgrade.services import dropin, systemd
+from upgrade.services import activation, dropin, systemd
 from upgrade.services.line import Line
 
 OUTPUTS = (1, 2)
@@ -43,28 +44,32 @@ def main(name: str) -> int:
 def _restore(name: str, line: Line, job: Mapping[str, Any]) -> None:
     images = Images(Path(job["directory"]), Path(job["work"]), job["timeout_s"], job["lazy"])
 
-    def unlock() -> None:
-        line.send(event="unlock")
-        line.receive(UNLOCK_S)
+    given = streams(job["streams"])
+    given |= activation.matching(job["listeners"], activation.handed_over(os.environ))
+    with ExitStack() as names:
+        names.enter_context(activation.kept(job["listeners"].values()))
 
-    given = inherited(job["streams"])
-    pid = tree.restore(Host(), images, unlock, inherited=given, shell_job=job["shell_job"])
+        def unlock() -> None:
+            names.close()  # who connects now finds it
+            line.send(event="unlock")
+            line.receive(UNLOCK_S)
+
+        pid = tree.restore(Host(), images, unlock, inherited=given, shell_job=job["shell_job"])
     (paths.RUNTIME / f"{name}.pid").write_text(f"{pid}\n")
     line.send(event="restored", pid=pid)
 
 
-def inherited(streams: Mapping[str, int]) -> dict[str, int]:
+def streams(wanted: Mapping[str, int]) -> dict[str, int]:
     """Return for each stream to the journal, by CRIU's name, a new one: what systemd opened for us.
 
-    :param streams: inode, and the descriptor that the service had it at
+    :param wanted: inode, and the descriptor that the service had it at
     :raises UpgradeError: if systemd did not open one
     """
     ours = [number for number in OUTPUTS if _is_socket(number)]
-    if streams and not ours:
+    if wanted and not ours:
         raise UpgradeError("systemd opened no stream to the journal", subject="standard output")
     return {
-        f"socket:[{inode}]": os.dup(number if number in ours else ours[0])
-        for inode, number in streams.items()
+        f"socket:[{inode}]": os.dup(number if number in ours else ours[0]) for inode, number in wanted.items()
     }
 
 

@@ -10,7 +10,7 @@ from upgrade import cgroup
 from upgrade.errors import Refusal
 from upgrade.host import Host
 from upgrade.process import CommandFailed
-from upgrade.services import systemd
+from upgrade.services import activation, systemd
 
 TYPES = ("simple", "exec", "idle", "forking", "notify", "notify-reload")
 PROPERTIES = (
@@ -74,6 +74,7 @@ class Definition:
             "watchdog": self.properties.get("WatchdogUSec", "0") not in ("", "0", "infinity"),
             "leads_session": int(cgroup.stat(host, self.main_pid)[3]) == self.main_pid,
             "owned": _owned(self.properties),
+            "sockets": activation.of_service(self.name, self.properties.get("TriggeredBy", "").split()),
         }
 
 
@@ -144,15 +145,6 @@ def _refuse_kind(service: Definition) -> None:
             f"reads from StandardInput={found['StandardInput']}, which ends with this kernel",
             subject=unit,
             hint="leave it out",
-        )
-    sockets = [each for each in found.get("TriggeredBy", "").split() if each.endswith(".socket")]
-    if sockets:
-        raise Refusal(
-            f"listens on sockets that systemd opened for it ({' '.join(sockets)}), and would open a second time",
-            subject=unit,
-            hint="have it open its sockets itself (systemctl disable --now "
-            + " ".join(sockets)
-            + "), or leave it out",
         )
 
 

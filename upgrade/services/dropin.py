@@ -6,6 +6,7 @@ systemd reads it before it starts anything. So no time goes to a second reading 
 it is written now, and systemd reads again.
 """
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -77,6 +78,9 @@ def ensure(host: Host, name: str, data: Mapping[str, Any]) -> bool:
     """See that the drop-in is in effect; return whether systemd had to read all units again for it."""
     if host.exists(f"{GENERATED}/{name}.d/{FILE}"):
         return False
+    print(
+        f"{name}: its drop-in was not generated, systemd reads all units again", file=sys.stderr, flush=True
+    )
     files.write(host.path(f"{WRITTEN}/{name}.d/{FILE}"), text(host, data))
     systemd.reload()
     return True
@@ -93,4 +97,6 @@ def remove(host: Host, name: str) -> bool:
         file.unlink(missing_ok=True)
         with suppress(OSError):  # there is more in it
             file.parent.rmdir()
+            if file.is_relative_to(paths.UNITS):
+                file.parent.parent.rmdir()
     return bool(found)
