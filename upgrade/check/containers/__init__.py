@@ -20,6 +20,7 @@ from upgrade.check.containers import (
     tasks,
     terminals,
     unix,
+    volatile,
     watches,
 )
 
@@ -39,5 +40,6 @@ CHECKS = (
     *mappings.CHECKS,
     *ipc.CHECKS,
     *mounts.CHECKS,
+    *volatile.CHECKS,
     *links.CHECKS,
 )
