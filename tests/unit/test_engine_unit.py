@@ -42,12 +42,16 @@ WEB = {
     "WatchdogUSec": "0",
     "ExecStart": "{ path=/usr/bin/web-server ; argv[]=/usr/bin/web-server -x ; ignore_errors=no }",
     "StandardInput": "null",
+    "StandardOutput": "journal",
+    "StandardError": "inherit",
     "DefaultDependencies": "yes",
 }
 DATA: Mapping[str, Any] = {
     "type": "simple",
     "notify_access": "main",
     "identifier": "web%server",
+    "output": "journal",
+    "error": "inherit",
     "watchdog": False,
     "leads_session": True,
     "owned": [],
@@ -101,6 +105,8 @@ def test_a_service_is_found_by_its_name(running: Machine, programs: Programs, na
         "type": "simple",
         "notify_access": "none",
         "identifier": "web-server",
+        "output": "journal",
+        "error": "inherit",
         "watchdog": False,
         "leads_session": True,
         "owned": [],
@@ -115,6 +121,8 @@ def test_what_is_its_own_is_noted(running: Machine, say: Callable[..., None]) ->
         PIDFile="/run/web.pid",
         RuntimeDirectory="web web/more",
         SyslogIdentifier="www",
+        StandardOutput="truncate",
+        StandardError="journal+console",
         WatchdogUSec="20s",
         NotifyAccess="all",
     )
@@ -124,6 +132,8 @@ def test_what_is_its_own_is_noted(running: Machine, say: Callable[..., None]) ->
         "type": "forking",
         "notify_access": "all",
         "identifier": "www",
+        "output": "null",
+        "error": "journal+console",
         "watchdog": True,
         "leads_session": False,
         "owned": ["/run/web", "/run/web/more", "/run/web.pid"],
@@ -220,6 +230,7 @@ def test_a_drop_in_left_on_disk_is_generated_and_removed(
     assert text == dropin.text(machine.host, DATA)
     assert "SyslogIdentifier=web%%server\n" in text
     assert "NotifyAccess=main\n" in text
+    assert "StandardOutput=journal\nStandardError=inherit\n" in text
     assert dropin.remove(machine.host, "web.service")
     assert not dropin.remove(machine.host, "web.service")
     assert generate() == []  # it is not generated again

@@ -24,36 +24,28 @@ PROPERTIES = (
         "PAMName",
         "StandardInput",
     ),
-    *("DefaultDependencies", "TriggeredBy", "NFileDescriptorStore"),
+    *("StandardOutput", "StandardError", "DefaultDependencies", "TriggeredBy"),
 )
-# What gives a service a namespace of its own (systemd src/core/execute.c, exec_needs_mount_namespace() and others),
-# with the values that do not.
-NO = ("", "no")
-DIRECTIVES: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+# What gives a service a namespace of its own (systemd src/core/execute.c, exec_needs_mount_namespace() and others)
+DIRECTIVES: Mapping[str, tuple[str, ...]] = {
     "mnt": (
-        *((f"{name}", ("", "/")) for name in ("RootDirectory", "RootImage")),
-        *((name, ("no", "")) for name in ("DynamicUser", "PrivateTmp", "PrivateDevices", "PrivateMounts")),
-        *((name, ("no", "")) for name in ("ProtectSystem", "ProtectHome", "ProtectControlGroups")),
-        *(
-            (name, ("no", ""))
-            for name in ("ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs")
-        ),
-        *((name, ("no", "")) for name in ("ProtectHostname", "PrivateIPC", "MountAPIVFS")),
-        *((name, ("default", "")) for name in ("ProtectProc",)),
-        *((name, ("all", "")) for name in ("ProcSubset",)),
-        *((name, ("",)) for name in ("MountFlags", "LogNamespace", "NetworkNamespacePath")),
-        *((name, ("",)) for name in ("ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths")),
-        *((name, ("",)) for name in ("ExecPaths", "NoExecPaths", "BindPaths", "BindReadOnlyPaths")),
-        *((name, ("",)) for name in ("TemporaryFileSystem", "MountImages", "ExtensionImages")),
-        *((name, ("",)) for name in ("ExtensionDirectories", "LoadCredential", "LoadCredentialEncrypted")),
-        *((name, ("",)) for name in ("SetCredential", "ImportCredential")),
+        *("RootDirectory", "RootImage", "DynamicUser", "PrivateTmp", "PrivateDevices", "PrivateMounts"),
+        *("ProtectSystem", "ProtectHome", "ProtectControlGroups", "ProtectKernelTunables"),
+        *("ProtectKernelModules", "ProtectKernelLogs", "ProtectHostname", "ProtectProc", "ProcSubset"),
+        *("PrivateIPC", "MountAPIVFS", "MountFlags", "LogNamespace", "NetworkNamespacePath"),
+        *("ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "ExecPaths", "NoExecPaths", "BindPaths"),
+        *("BindReadOnlyPaths", "TemporaryFileSystem", "MountImages", "ExtensionImages"),
+        *("ExtensionDirectories", "LoadCredential", "LoadCredentialEncrypted", "SetCredential"),
+        "ImportCredential",
     ),
-    "net": (("PrivateNetwork", NO), ("NetworkNamespacePath", NO)),
-    "ipc": (("PrivateIPC", NO), ("IPCNamespacePath", NO)),
-    "uts": (("ProtectHostname", NO),),
-    "pid": (("PrivatePIDs", NO), ("DelegateNamespaces", NO)),
-    "user": (("PrivateUsers", NO), ("DelegateNamespaces", NO)),
+    "net": ("PrivateNetwork", "NetworkNamespacePath"),
+    "ipc": ("PrivateIPC", "IPCNamespacePath"),
+    "uts": ("ProtectHostname",),
+    "pid": ("PrivatePIDs",),
+    "user": ("PrivateUsers",),
 }
+# Values of these that give none
+HARMLESS = ("", "no", "default", "all", "/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +63,8 @@ class Definition:
             "type": self.properties["Type"],
             "notify_access": self.properties.get("NotifyAccess") or "none",
             "identifier": self.properties.get("SyslogIdentifier") or _program(self.properties),
+            "output": _stream(self.properties.get("StandardOutput", ""), "null"),
+            "error": _stream(self.properties.get("StandardError", ""), "journal"),
             "watchdog": self.properties.get("WatchdogUSec", "0") not in ("", "0", "infinity"),
             "leads_session": int(cgroup.stat(host, self.main_pid)[3]) == self.main_pid,
             "owned": _owned(self.properties),
@@ -183,12 +177,19 @@ def _refuse_namespaces(host: Host, service: Definition) -> None:
             )
 
 
-def _causes(unit: str, directives: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
+def _causes(unit: str, directives: Sequence[str]) -> list[str]:
     """Return the directives that give a service a namespace, as they are set."""
-    found = systemd.show(unit, [name for name, _ in directives])
-    return [
-        f"{name}={found[name]}" for name, harmless in directives if found.get(name, "") not in ("", *harmless)
-    ]
+    found = systemd.show(unit, directives)
+    return [f"{name}={found[name]}" for name in directives if found.get(name, "") not in HARMLESS]
+
+
+def _stream(setting: str, otherwise: str) -> str:
+    """Return where a restore may write: to what the service writes to if that can be opened twice without harm."""
+    return (
+        setting
+        if setting.partition("+")[0] in ("inherit", "journal", "kmsg", "syslog", "null")
+        else otherwise
+    )
 
 
 def _program(properties: Mapping[str, str]) -> str:

@@ -23,6 +23,7 @@ COMMANDS = ("/usr/local/sbin/seamless-upgrade", "/usr/sbin/seamless-upgrade")
 # systemd reads the PID file when the command has ended; the process has to be in the service's cgroup, and it is.
 # The plus sign: the restore itself needs every privilege, what it restores has its own.
 # What ran before and after the start has run already. Restart=no: a restore that failed is not tried again by systemd.
+# StandardOutput=: a file would be opened, and perhaps emptied, under the eyes of the service.
 # OOMScoreAdjust=: CRIU restores a value only if it is not 0, and the restored would inherit this one.
 _TEXT = """\
 # Written by seamless-upgrade: systemd's first start of this service in this kernel restores it.
@@ -30,6 +31,9 @@ _TEXT = """\
 ConditionPathExists=
 AssertPathExists=
 StartLimitIntervalSec=0
+JobTimeoutSec=infinity
+SuccessAction=none
+FailureAction=none
 
 [Service]
 Type=forking
@@ -45,9 +49,13 @@ Restart=no
 KillMode=control-group
 SendSIGKILL=yes
 TimeoutStartSec=infinity
+WorkingDirectory=/
+EnvironmentFile=
 OOMScoreAdjust=0
 NotifyAccess={notify_access}
 SyslogIdentifier={identifier}
+StandardOutput={output}
+StandardError={error}
 """
 
 
@@ -59,6 +67,8 @@ def text(host: Host, data: Mapping[str, Any]) -> str:
         command=command,
         notify_access=data["notify_access"],
         identifier=str(data["identifier"]).replace("%", "%%"),
+        output=data["output"],
+        error=data["error"],
     )
 
 
