@@ -59,12 +59,14 @@ class Definition:
 
     def data(self, host: Host) -> dict[str, Any]:
         """Return what travels in the session record."""
+        output = _stream(self.properties.get("StandardOutput", ""), "null")
+        error = _stream(self.properties.get("StandardError", ""), "journal")
         return {
             "type": self.properties["Type"],
             "notify_access": self.properties.get("NotifyAccess") or "none",
             "identifier": self.properties.get("SyslogIdentifier") or _program(self.properties),
-            "output": _stream(self.properties.get("StandardOutput", ""), "null"),
-            "error": _stream(self.properties.get("StandardError", ""), "journal"),
+            "output": output,
+            "error": "journal" if (output, error) == ("null", "inherit") else error,
             "watchdog": self.properties.get("WatchdogUSec", "0") not in ("", "0", "infinity"),
             "leads_session": int(cgroup.stat(host, self.main_pid)[3]) == self.main_pid,
             "owned": _owned(self.properties),
