@@ -179,7 +179,7 @@ def test_restart_watchdog_and_stop_work(guest: Guest, upgraded: dict[str, Any]) 
         "MainPID": shown(guest, "web")["MainPID"],
         "NRestarts": "1",
     }
-    guest.wait("test $(systemctl show -P NRestarts pulse) = 1")  # its watchdog
+    guest.wait("test $(systemctl show -P NRestarts pulse) = 1", 300)  # its watchdog
     guest.shell("systemctl stop daemon shelf")
     assert guest.shell("systemctl is-active daemon shelf || true").split() == ["inactive", "inactive"]
     assert guest.shell(f"ls -d /proc/{pids['daemon']} /proc/{pids['shelf']} 2>/dev/null || true") == ""
