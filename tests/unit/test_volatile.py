@@ -16,6 +16,7 @@ import pytest
 from upgrade.dump import volatile
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
+from upgrade.kexec import filesystems
 from upgrade.restore import volatile as back
 
 USER = """
@@ -127,3 +128,24 @@ def test_too_much_is_refused() -> None:
     with pytest.raises(UpgradeError, match="would have to be copied") as caught:
         volatile.too_large(volatile.MOST_BYTES + 1)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/data", False),
+        ("/run", True),
+        ("/run/mine", True),
+        ("/run/fuse/x", False),
+        ("/runaway", False),
+        ("/m/y", False),
+        ("pipe:[7]", False),
+    ],
+)
+def test_only_what_is_in_memory_is_looked_at(path: str, expected: bool) -> None:
+    """A file of a FUSE server that is frozen as well must not be asked for its state."""
+    kinds = [("/", "ext4"), ("/run", "tmpfs"), ("/run/fuse", "fuse.it"), ("/m", "tmpfs"), ("/m", "nfs4")]
+    mounts = filesystems.parse(
+        "\n".join(f"{n} 1 0:{n} / {where} rw - {kind} none rw" for n, (where, kind) in enumerate(kinds))
+    )
+    assert volatile.is_in_memory(path, mounts) is expected

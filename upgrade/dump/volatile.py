@@ -9,7 +9,7 @@ that belong to the tasks. ``upgrade/restore/volatile.py`` puts them back.
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.kexec import filesystems
+from upgrade.kexec.filesystems import Mount
 from upgrade.restore.volatile import CONTENTS, INDEX, copy
 
 MOST_BYTES = 256 << 20
@@ -51,16 +52,20 @@ def too_large(size_bytes: int) -> None:
 
 def find(host: Host, pids: Iterable[int], owned: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return what would be copied by its path: kind, owner, mode, time, size."""
-    roots = {m.device: m.where for m in reversed(filesystems.mounts(host)) if m.kind in KINDS}
+    mounts = filesystems.mounts(host)
+    roots = {m.device: m.where for m in reversed(mounts) if m.kind in KINDS}
     found: dict[str, dict[str, Any]] = {}
-    for path in (*_used(host, pids), *_below(host, owned)):
+    for path in (*_used(host, pids, mounts), *_below(host, owned)):
         with suppress(OSError):
             _add(host, path, roots, found)
     return found
 
 
-def _used(host: Host, pids: Iterable[int]) -> Iterator[str]:
-    """Yield the paths of what tasks have open, mapped, or stand in, if these are still its names."""
+def _used(host: Host, pids: Iterable[int], mounts: Sequence[Mount]) -> Iterator[str]:
+    """Yield the paths of what tasks have open, mapped, or stand in, if these are still its names.
+
+    Only what is in memory is looked at closer: a file system whose server stands still, too, would not answer.
+    """
     for pid in pids:
         links = [f"/proc/{pid}/cwd"]
         for directory in ("fd", "map_files"):
@@ -68,10 +73,16 @@ def _used(host: Host, pids: Iterable[int]) -> Iterator[str]:
         for link in links:
             with suppress(OSError):
                 path = os.readlink(host.path(link))
-                if path.startswith("/"):
+                if is_in_memory(path, mounts):
                     held, there = host.path(link).stat(), host.path(path).lstat()
                     if (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino):
                         yield path
+
+
+def is_in_memory(path: str, mounts: Sequence[Mount]) -> bool:
+    """Tell whether a path is on a file system in memory, going by the names of mounts: the last one of the longest."""
+    over = [m for m in mounts if path == m.where or path.startswith(m.where.rstrip("/") + "/")]
+    return bool(over) and max(reversed(over), key=lambda mount: len(mount.where)).kind in KINDS
 
 
 def _below(host: Host, directories: Iterable[str]) -> Iterator[str]:
