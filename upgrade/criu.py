@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -97,9 +97,17 @@ def _pycriu() -> Path:
 class Criu:
     """One ``criu swrk`` process, good for one request."""
 
-    def __init__(self, program: str = "criu", timeout_s: float | None = None, *, apart: bool = False) -> None:
+    def __init__(
+        self,
+        program: str = "criu",
+        timeout_s: float | None = None,
+        inherit: Sequence[int] = (),
+        *,
+        apart: bool = False,
+    ) -> None:
         """Start it.
 
+        :param inherit: descriptors of ours that it has under the same numbers
         :param apart: in a process group of its own, so that the terminal's Ctrl-C does not kill it: its tasks would
             be left as they are
         """
@@ -113,7 +121,7 @@ class Criu:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *inherit],
                 env=environment(),
                 process_group=0 if apart else None,
             )

@@ -16,6 +16,7 @@ OUTCOME = RUNTIME / "outcome.json"
 PLAN = STATE / "plan.json"
 REPORTS = STATE / "reports"
 HISTORY = STATE / "history.jsonl"
+UNITS = STATE / "units"
 
 LEDGER = RUNTIME / "restored.jsonl"
 BACK = RUNTIME / "back"

@@ -163,6 +163,8 @@ def find_containers(host: Host, request: Request) -> list[Container]:
         found.append(engine(host, "cgroup").find(name))
     for name in request.containers:
         found.append(engine_of(host, name).find(name))
+    for name in request.units:
+        found.append(engine(host, "unit").find(name))
     if request.all:
         found += [each.find(c.name) for each in engines(host) for c in each.available()]
     unique = list({(c.engine, c.name): c for c in found}.values())
@@ -198,8 +200,8 @@ def nothing_to_preserve() -> UsageError:
     """Return the error for an upgrade without containers."""
     return UsageError(
         "nothing to preserve",
-        hint="name containers with --container NAME or --cgroup PATH, or take --all; for a kernel upgrade without "
-        "containers systemctl kexec is enough",
+        hint="name containers with --container NAME, --cgroup PATH or --unit SERVICE, or take --all; for a kernel "
+        "upgrade without containers systemctl kexec is enough",
     )
 
 

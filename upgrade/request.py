@@ -17,6 +17,8 @@ class Request:
     append: str = ""
     containers: tuple[str, ...] = ()
     cgroups: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    """Services of systemd."""
     all: bool = False
     quiesce: bool = True
     gather: bool = True

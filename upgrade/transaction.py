@@ -30,6 +30,7 @@ from upgrade.pagemaps import PAGE_BYTES
 from upgrade.plan import Plan
 from upgrade.process import run
 from upgrade.request import Request
+from upgrade.services import dropin, systemd
 from upgrade.session import Dumped, Session
 from upgrade.standstill import Standstill
 from upgrade.undo import Undo, uninterrupted
@@ -75,6 +76,7 @@ class Transaction:
                 self._write_back()
             if the_plan.frames:
                 self._quiet_movers()
+            self._quiet_watchdogs(the_plan)
             standstill = Standstill(self.host, self.config, self.events, self.undo, self.dumps)
             standstill.jump(session, the_plan.frames)
 
@@ -220,14 +222,24 @@ class Transaction:
         paths.PLAN.parent.mkdir(parents=True, exist_ok=True)
         self.undo.push("remove_file", path=str(paths.PLAN))
         session.save(paths.PLAN)
+        self._spool_units(session)
         for dumped in session.containers:
             adapter = engine(self.host, dumped.container.engine)
             directory = paths.STORE / dumped.directory
             self.dumps.prepare(adapter, dumped.container, directory, in_place=bool(the_plan.frames))
 
+    def _spool_units(self, session: Session) -> None:
+        """Leave on disk what makes the new kernel's systemd restore services."""
+        services = [d.container for d in session.containers if d.container.engine == "unit"]
+        if services:
+            self.undo.push("forget_units", session=session.id)
+        for service in services:
+            dropin.spool(self.host, session.id, service.name, service.data)
+
     def _quiesce(self, the_plan: Plan) -> None:
         self.undo.push("resume", units=quiesce.active_units())
-        quiesce.write_target(self.host, [c.cgroup for c in the_plan.containers])
+        sockets = [name for c in the_plan.containers for name in c.data.get("sockets", ())]
+        quiesce.write_target(self.host, [c.cgroup for c in the_plan.containers], sockets)
         quiesce.isolate()
 
     def _quiet_movers(self) -> None:
@@ -237,6 +249,12 @@ class Transaction:
             movers.quiet(self.host, before)
         except OSError as e:  # if a frame moves it is seen
             self.events.warn(f"not everything that moves page frames could be stopped: {e}")
+
+    def _quiet_watchdogs(self, the_plan: Plan) -> None:
+        """Keep systemd from ending services that cannot say in time that they live."""
+        if any(c.engine == "unit" and c.data["watchdog"] for c in the_plan.containers):
+            self.undo.push("watchdogs")
+            systemd.watchdogs(enabled=False)
 
     def _write_back(self) -> None:
         limit = self.config.writeback_bytes

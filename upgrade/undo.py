@@ -80,6 +80,18 @@ def _unswap(_host: Host, *, device: str) -> None:
         swap.remove(Path(device))
 
 
+def _forget_units(_host: Host, *, session: str) -> None:
+    from upgrade.services import dropin
+
+    dropin.forget(session)
+
+
+def _watchdogs(_host: Host) -> None:
+    from upgrade.services import systemd
+
+    systemd.watchdogs(enabled=True)
+
+
 def _remove_file(host: Host, *, path: str) -> None:
     host.path(path).unlink(missing_ok=True)
 
@@ -97,6 +109,8 @@ ACTIONS: Mapping[str, Callable[..., None]] = {
     "undamon": _undamon,
     "unswap": _unswap,
     "remove_file": _remove_file,
+    "forget_units": _forget_units,
+    "watchdogs": _watchdogs,
 }
 
 

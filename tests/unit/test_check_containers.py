@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from upgrade.check import containers
-from upgrade.check.containers import sockets
+from upgrade.check.containers import sockets, volatile
 from upgrade.check.model import Finding, Status
 from upgrade.check.processes import Process
 from upgrade.check.situation import Situation
 from upgrade.config import Config
+from upgrade.dump.volatile import MOST_BYTES, find
 from upgrade.engines import Container
 from upgrade.host import Host
 from upgrade.request import Request
@@ -226,6 +228,31 @@ def test_tmpfs(shell: Callable[[str, str], int], tmp_path: Path, mib: int, statu
     found = list(CHECKS["containers.tmpfs"].run(situation_of(pid, [pid])))
     mine = [f for f in found if str(tmp_path) in f.seen]
     assert [f.status for f in mine] == ([Status.WARN] if status is Status.WARN else [])
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "status"),
+    [
+        (volatile.MUCH_BYTES - (1 << 20), Status.PASS),
+        (volatile.MUCH_BYTES + (1 << 20), Status.WARN),
+        (MOST_BYTES + (1 << 20), Status.FAIL),
+    ],
+)
+def test_files_in_memory(monkeypatch: pytest.MonkeyPatch, bytes_: int, status: Status) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        os.posix_fallocate(file.fileno(), 0, 1 << 20)
+        real = find(Host(), [os.getpid()], [])
+        assert real[file.name]["bytes"] == 1 << 20
+        monkeypatch.setattr(
+            "upgrade.dump.volatile.find",
+            lambda *_: {file.name: {"bytes": bytes_}, "/run/other": {"bytes": 0}},
+        )
+        (found,) = CHECKS["containers.volatile"].run(situation_of(os.getpid(), [os.getpid()]))
+    assert found.status is status
+    if status is not Status.PASS:
+        assert f"{bytes_ >> 20} MiB" in found.seen
+        assert file.name in found.seen
+        assert found.remedy
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ SOURCES = sorted(p for package in ("upgrade", "memfs") for p in (ROOT / package)
 # Where the restore starts: what is imported there is downtime.
 RESTORE = "upgrade.restore.main"
 HEAVY = ("pyroute2", "psutil", "jinja2", "elftools", "numpy", "argparse", "pycriu", "asyncio", "google")
-# Measured with Python 3.11: 137 modules beyond those that a bare interpreter has.
-MOST_MODULES = 140
+# Measured with Python 3.11: 140 modules beyond those that a bare interpreter has.
+MOST_MODULES = 143
 
 STARTS_PROCESSES = (
     "upgrade/process.py",

@@ -289,6 +289,7 @@ def test_every_action_survives_being_undone_when_nothing_was_done(
         "blocks": {"spans": []},
         "swap_limits": {"limits": {}},
         "unswap": {"device": str(tmp_path / "never")},
+        "forget_units": {"session": "never"},
         "remove_file": {"path": "/never"},
     }
     if action == "thaw_filesystem" and os.geteuid() != 0:

@@ -162,7 +162,7 @@ class Situation:
         :raises Unknown: if all are wanted and none runs: the host can be checked without them
         """
         asked = self.request
-        only_all = asked.all and not asked.containers and not asked.cgroups
+        only_all = asked.all and not (asked.containers or asked.cgroups or asked.units)
         if only_all and not any(each.available() for each in engines(self.host)):
             raise Unknown("none runs; the host is checked without them", subject="the containers")
         return plan.find_containers(self.host, asked)

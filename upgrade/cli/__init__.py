@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from upgrade.restore.pageserver import main as pages
 
         return int(pages(paths.PAGES))
+    if words[:1] == ["restore-unit"] and len(words) == 2:  # started by systemd in place of a service
+        from upgrade.services.command import main as restore_unit
+
+        return int(restore_unit(words[1]))
     from upgrade.cli.parser import parse
 
     try:

@@ -74,6 +74,7 @@ def request(options: argparse.Namespace) -> Request:
         append=options.append,
         containers=tuple(options.container),
         cgroups=tuple(options.cgroup),
+        units=tuple(options.unit),
         all=options.all,
         quiesce=options.quiesce,
         gather=options.gather,
@@ -86,7 +87,7 @@ def request(options: argparse.Namespace) -> Request:
 
 def _of_all(asked: Request) -> Request:
     """Return the request for all containers if it names none: to look at them does no harm."""
-    named = asked.containers or asked.cgroups or asked.all
+    named = asked.containers or asked.cgroups or asked.units or asked.all
     return asked if named else replace(asked, all=True)
 
 

@@ -137,6 +137,9 @@ def _upgrade_options(verb: Parser) -> None:
         "--cgroup", metavar="PATH", action="append", default=[], help="preserve the task tree in it"
     )
     verb.add_argument(
+        "--unit", metavar="SERVICE", action="append", default=[], help="preserve this service of systemd"
+    )
+    verb.add_argument(
         "--all", action="store_true", help="preserve every running container of podman, crun and runc"
     )
     verb.add_argument(

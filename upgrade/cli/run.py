@@ -36,7 +36,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError("only check does that", subject="--probe", hint="seamless-upgrade check --probe")
     host = Host()
     request = check.request(options)
-    if not (request.containers or request.cgroups or request.all):
+    if not (request.containers or request.cgroups or request.units or request.all):
         raise plan.nothing_to_preserve()
     plan.privileged()
     refuse_second()

@@ -93,7 +93,7 @@ def _last(host: Host) -> Report | None:
 
 
 def _residences(host: Host, report: Report | None) -> "list[Residence]":
-    """Return where the pages lie of all containers that we know: runc's, and the cgroups of the last upgrade."""
+    """Return where the pages lie of all containers that we know: runc's, and the others of the last upgrade."""
     spans = ranges.online(host)
     if not spans or os.geteuid() != 0:
         return []
@@ -102,9 +102,9 @@ def _residences(host: Host, report: Report | None) -> "list[Residence]":
     try:
         known = [container for each in engines(host) for container in each.available()]
         for reported in report.containers if report is not None else ():
-            if reported.engine == "cgroup":
+            if reported.engine in ("cgroup", "unit"):
                 with suppress(UpgradeError):
-                    known.append(engine(host, "cgroup").find(reported.name))
+                    known.append(engine(host, reported.engine).find(reported.name))
         return gathering.residences(host, known, spans)
     except (OSError, UpgradeError) as e:  # ENOTTY: no PAGEMAP_SCAN before Linux 6.7
         say(f"seamless-upgrade: it is not known where memory lies: {e}")

@@ -13,7 +13,13 @@ from upgrade.host import Host
 __all__ = ("Container", "Engine", "engine", "engines")
 
 # By name: the class in the module of that name. Who is asked first for a container comes first.
-ADAPTERS = {"cgroup": "CgroupEngine", "runc": "RuncEngine", "crun": "CrunEngine", "podman": "PodmanEngine"}
+ADAPTERS = {
+    "cgroup": "CgroupEngine",
+    "runc": "RuncEngine",
+    "crun": "CrunEngine",
+    "podman": "PodmanEngine",
+    "unit": "UnitEngine",
+}
 
 
 def engines(host: Host) -> tuple[Engine, ...]:

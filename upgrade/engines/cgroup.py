@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from upgrade import cgroup
-from upgrade.criu import Criu, CriuError, log_errors, messages
+from upgrade.engines import tree
 from upgrade.engines.base import Container, Images, Unlock
 from upgrade.errors import Refusal
 from upgrade.host import Host
@@ -13,7 +13,6 @@ from upgrade.kexec import quiesce
 from upgrade.process import run_detaching
 
 NAMESPACES = ("mnt", "net", "ipc", "uts", "pid", "user")
-GHOST_LIMIT_BYTES = 64 << 20
 COLD_START_S = 60
 
 
@@ -52,7 +51,7 @@ class CgroupEngine:
             raise Refusal(
                 f"belongs to systemd's {unit}, which the new kernel's systemd would start a second time",
                 subject=path,
-                hint="start it in a cgroup of its own, or with systemd-run --scope",
+                hint=f"name it as a service: --unit {unit}",
             )
         from upgrade.config import Config  # tomllib: not for the new kernel's path
 
@@ -97,10 +96,7 @@ class CgroupEngine:
 
     def dump_options(self, container: Container, options: Any) -> None:
         """Dump with everything a plain service may have open."""
-        options.ext_unix_sk = True
-        options.file_locks = True
-        options.link_remap = True
-        options.ghost_limit = GHOST_LIMIT_BYTES
+        tree.dump_options(self.host, container, options)
 
     def prepare_images(self, container: Container, images: Images) -> None:
         """Nothing: CRIU's images say it all."""
@@ -110,40 +106,7 @@ class CgroupEngine:
 
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Restore through CRIU itself; the tree's root becomes a child of init."""
-        rpc = messages()
-        directory, work = (os.open(d, os.O_RDONLY | os.O_DIRECTORY) for d in (images.directory, images.work))
-        try:
-            options = rpc.criu_opts(
-                images_dir_fd=directory,
-                work_dir_fd=work,
-                log_level=2,
-                log_file="restore.log",
-                notify_scripts=True,
-                tcp_established=True,
-                ext_unix_sk=True,
-                file_locks=True,
-                manage_cgroups=True,
-                manage_cgroups_mode=rpc.SOFT,
-                evasive_devices=True,
-                lazy_pages=images.lazy,
-            )
-
-            def notify(script: str, _pid: int) -> bool:
-                # CRIU tells of its network-unlock only for trees with a network namespace of their own. The sockets
-                # exist since post-restore, and they leave repair mode only after it, as with CRIU's own lock.
-                if script == "post-restore":
-                    unlock()
-                return True
-
-            with Criu(timeout_s=images.timeout_s) as criu:
-                return criu.restore(options, notify)
-        except CriuError as e:
-            raise CriuError(
-                "; ".join(log_errors(images.work / "restore.log")) or e.message, subject="criu"
-            ) from e
-        finally:
-            os.close(directory)
-            os.close(work)
+        return tree.restore(self.host, images, unlock)
 
     def cold_start(self, container: Container) -> bool:
         """Run the command that the configuration names for this cgroup, in that cgroup."""

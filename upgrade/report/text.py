@@ -25,7 +25,7 @@ METHODS = {
 }
 START_COMMANDS = {
     "podman": "podman start {}",
-    "systemd": "systemctl start {}",
+    "unit": "systemctl start {}",
     "docker": "docker start {}",
 }
 

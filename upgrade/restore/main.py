@@ -16,6 +16,7 @@ from threading import Thread
 from memfs import store
 from upgrade import netconf, netlock, paths
 from upgrade.clock import Clock
+from upgrade.engines import unit
 from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.kexec.cmdline import session_of
@@ -176,6 +177,10 @@ def _finish(
 
     session = arrived.session
     fdstore.notify("READY=1", "STATUS=the containers run")  # the boot goes on beside the rest of the memory
+    services = [d.container.name for d in session.containers if d.container.engine == "unit"]
+    for problem in unit.settle(host, services) if services else ():
+        say(problem)
+        attempt(partial(summary.warn, session, problem), "the report cannot be changed", [])
     status, missing = _memory_comes(clock, arrived, pages, status)
 
     def warn(text: str) -> None:

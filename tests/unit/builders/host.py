@@ -37,6 +37,7 @@ class Machine:
         self.writes: list[tuple[str, str]] = []
         self.after_thaw: Callable[[str], None] = lambda cgroup: None
         self.file("/proc/cmdline", "root=/dev/vda1 quiet")
+        self.file("/proc/self/mountinfo", "22 1 254:1 / / rw,relatime - ext4 /dev/vda1 rw")
         self.file("/proc/sys/kernel/osrelease", RELEASE)
         self.file("/proc/sys/kernel/tainted", "512")
         self.file("/proc/sys/kernel/random/boot_id", BOOT_ID)

@@ -22,6 +22,7 @@ from upgrade.check.containers import (
     tasks,
     terminals,
     unix,
+    volatile,
     watches,
 )
 
@@ -41,6 +42,7 @@ CHECKS = (
     *mappings.CHECKS,
     *ipc.CHECKS,
     *mounts.CHECKS,
+    *volatile.CHECKS,
     *links.CHECKS,
     *sysctls.CHECKS,
     *probe.CHECKS,

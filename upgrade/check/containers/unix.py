@@ -120,6 +120,8 @@ def _connected(seen: UnixSocket, table: Table, held: Set[int], chosen: DumpOptio
         return told(name), "CRIU cannot dump a connection whose other end is connected with somebody else"
     if peer.inode in held:
         return None
+    if f"unix[{seen.inode}]" in chosen.external:  # the engine connects it again
+        return None
     where = f"{name} outside of the container"
     if not chosen.ext_unix_sk:
         return told(where), "CRIU cannot dump half of a connection without being told to"
