@@ -23,6 +23,7 @@ THERE = "/root/conditions"
 UNDUMPABLE = sorted((HERE / "undumpable").glob("*.py"))
 UNRESTORABLE = sorted((HERE / "unrestorable").glob("*.py"))
 DUMPABLE = sorted((HERE / "dumpable").glob("*.py"))
+BOTH = ("--cgroup", "/workload/redis", "--container", "memory")
 START = f"python3 {THERE}/launch.py {THERE}/*able/*.py"
 STATES = "cd /run/conditions; grep -s . $(ls | grep -v pid$)"
 # The options of upgrade/dump/dumper.py and upgrade/engines/cgroup.py, but the tasks run on. As there, pages go nowhere,
@@ -117,6 +118,50 @@ def verdicts(guest: Guest) -> Verdicts:
     return Verdicts(states, {name: frozenset(ids) for name, ids in failed.items()}, refusals)
 
 
+def test_healthy(guest: Guest) -> None:
+    answer = guest.command("check", "--json", "--kernel", guest.target, *BOTH)
+    durations = answer.json["durations_ns"]
+    slow = sorted(durations, key=lambda name: -durations[name])[:12]
+    print(
+        f"{sum(durations.values()) / 1e9:.1f} s for {len(durations)} checks:",
+        ", ".join(f"{name} {durations[name] / 1e9:.1f}" for name in slow),
+    )
+    assert answer.status == ExitStatus.DONE, answer
+    found = [result for result in answer.json["results"] if result["id"].startswith("containers.")]
+    assert {result["status"] for result in found} == {"pass"}, answer.out
+
+
+def test_probe(guest: Guest) -> None:
+    """Both are dumped for real and run on: the same processes, the same connection, and nothing of it is left."""
+    guest.machine.put("/root/increments.py", (HERE / "increments.py").read_bytes())
+    before = guest.traces()
+    guest.shell("setsid --fork python3 /root/increments.py /run/probe </dev/null >/dev/null 2>/run/probe.err")
+    guest.wait("test -e /run/probe/runs")
+    answer = guest.command(
+        "check",
+        "--json",
+        "--probe",
+        "--only",
+        "containers",
+        "--cgroup",
+        "/workload/redis",
+        "--container",
+        "memory",
+    )
+    assert answer.status == ExitStatus.DONE, answer
+    found = [each for each in answer.json["results"] if each["id"] == "containers.probe"]
+    assert [each["subject"] for each in found] == ["/workload/redis", "memory"]
+    for each in found:
+        print(each["subject"], each["seen"])
+        assert 0 < each["figures"]["freeze_ns"] < 60e9
+    guest.shell("touch /run/probe/end")
+    guest.wait("test -s /run/probe/longest || test -s /run/probe.err")
+    assert guest.shell("cat /run/probe.err") == ""
+    print("longest pause of a client:", guest.shell("cat /run/probe/longest"), "s")
+    assert guest.traces() == before
+    assert guest.verify("redis", "runc-memory") == {}
+
+
 @pytest.mark.parametrize("program", UNDUMPABLE, ids=name_of)
 def test_undumpable(verdicts: Verdicts, program: Path) -> None:
     name = name_of(program)
@@ -164,53 +209,6 @@ def test_most_conditions_were_there(verdicts: Verdicts) -> None:
     assert len(ready) >= 0.8 * len(UNDUMPABLE), verdicts.states
 
 
-BOTH = ("--cgroup", "/workload/redis", "--container", "memory")
-
-
-def test_healthy(guest: Guest) -> None:
-    answer = guest.command("check", "--json", "--kernel", guest.target, *BOTH)
-    durations = answer.json["durations_ns"]
-    slow = sorted(durations, key=lambda name: -durations[name])[:12]
-    print(
-        f"{sum(durations.values()) / 1e9:.1f} s for {len(durations)} checks:",
-        ", ".join(f"{name} {durations[name] / 1e9:.1f}" for name in slow),
-    )
-    assert answer.status == ExitStatus.DONE, answer
-    found = [result for result in answer.json["results"] if result["id"].startswith("containers.")]
-    assert {result["status"] for result in found} == {"pass"}, answer.out
-
-
-def test_probe(guest: Guest) -> None:
-    """Both are dumped for real and run on: the same processes, the same connection, and nothing of it is left."""
-    guest.machine.put("/root/increments.py", (HERE / "increments.py").read_bytes())
-    before = guest.traces()
-    guest.shell("setsid --fork python3 /root/increments.py /run/probe </dev/null >/dev/null 2>/run/probe.err")
-    guest.wait("test -e /run/probe/runs")
-    answer = guest.command(
-        "check",
-        "--json",
-        "--probe",
-        "--only",
-        "containers",
-        "--cgroup",
-        "/workload/redis",
-        "--container",
-        "memory",
-    )
-    assert answer.status == ExitStatus.DONE, answer
-    found = [each for each in answer.json["results"] if each["id"] == "containers.probe"]
-    assert [each["subject"] for each in found] == ["/workload/redis", "memory"]
-    for each in found:
-        print(each["subject"], each["seen"])
-        assert 0 < each["figures"]["freeze_ns"] < 60e9
-    guest.shell("touch /run/probe/end")
-    guest.wait("test -s /run/probe/longest || test -s /run/probe.err")
-    assert guest.shell("cat /run/probe.err") == ""
-    print("longest pause of a client:", guest.shell("cat /run/probe/longest"), "s")
-    assert guest.traces() == before
-    assert guest.verify("redis", "runc-memory") == {}
-
-
 def test_probe_of_what_criu_refuses(guest: Guest, verdicts: Verdicts) -> None:
     """Another check has named it, so that it is not frozen; where that is left out CRIU says it, and it runs on."""
     words = ("--json", "--probe", "--cgroup", "/workload/undumpable-io_uring")
@@ -232,23 +230,3 @@ def test_run_refuses_what_check_refuses(guest: Guest, verdicts: Verdicts) -> Non
     assert answer.error["subject"] == "/workload/undumpable-io_uring"
     assert "io_uring" in answer.error["message"]
     assert guest.traces() == before
-
-
-def test_zz_texts(guest: Guest, verdicts: Verdicts) -> None:
-    guest.machine.put("/root/both.py", Path("/tmp/check2-vm/both.py").read_bytes())
-    guest.shell(
-        "mkdir -p /sys/fs/cgroup/workload/uring; sh -c 'echo $$ > /sys/fs/cgroup/workload/uring/cgroup.procs; cd /; exec setsid --fork python3 /root/both.py </dev/null >/dev/null 2>/root/both.err'"
-    )
-    guest.wait("test -s /run/both")
-    one = guest.command("check", "--kernel", guest.target, *BOTH)
-    Path("/tmp/check2-vm/one.txt").write_text(one.out)
-    two = guest.command("check", "--kernel", guest.target, *BOTH, "--cgroup", "/workload/uring", "--probe")
-    Path("/tmp/check2-vm/two.txt").write_text(two.out)
-    print(one.status, two.status)
-
-
-def test_zzz_upgrade(guest: Guest) -> None:
-    guest.jump(guest.kernels[1].release, *BOTH)
-    print(guest.command("status", "--wait"))
-    print(guest.command("report").out[:3000])
-    assert guest.verify("redis", "runc-memory") == {}
