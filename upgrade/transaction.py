@@ -85,8 +85,10 @@ class Transaction:
         # not kept: it holds a whole kernel afterwards
         situation = Situation(self.host, self.request, self.config)
         the_plan = plan.make(self.host, self.request, self.config, lambda: situation.comparison)
-        checks = runner.chosen(catalog.checks(), (), self.request.skip)
-        runner.refuse(runner.run([check for check in checks if check.in_run], situation))
+        # What CRIU refuses would cost a freeze. The rest takes an emulated machine half a minute: check asks it, and
+        # run without --yes.
+        checks = [each for each in runner.chosen(catalog.checks(), (), self.request.skip) if each.in_run]
+        runner.refuse(runner.run([each for each in checks if each.family == "containers"], situation))
         return the_plan
 
     @contextmanager

@@ -11,7 +11,7 @@ from builders.checks import result, saying, situation
 from upgrade.check import runner
 from upgrade.check.model import Check, Finding, Status, failed, passed, skipped, warned
 from upgrade.check.situation import Unknown
-from upgrade.errors import DependencyMissing, ExitStatus, Refusal, UpgradeError, UsageError
+from upgrade.errors import DependencyMissing, ExitStatus, Interrupted, Refusal, UpgradeError, UsageError
 
 IDS = ("kexec.loaded", "kexec.compiled", "memory.store", "target.kernel", "target.config")
 CHECKS = tuple(saying(passed("x", "y"), id=each) for each in IDS)
@@ -201,3 +201,8 @@ def test_later_checks_know_what_has_failed() -> None:
     where = situation()
     list(runner.run([saying(PASS, WARN, SKIP), saying(replace(FAIL, subject="web"))], where))
     assert where.refused == {"web"}
+
+
+def test_an_abort_is_no_finding() -> None:
+    with pytest.raises(Interrupted):
+        run(PASS, Interrupted("aborted"))

@@ -23,8 +23,9 @@ THERE = "/root/conditions"
 UNDUMPABLE = sorted((HERE / "undumpable").glob("*.py"))
 UNRESTORABLE = sorted((HERE / "unrestorable").glob("*.py"))
 DUMPABLE = sorted((HERE / "dumpable").glob("*.py"))
+BOTH = ("--cgroup", "/workload/redis", "--container", "memory")
 START = f"python3 {THERE}/launch.py {THERE}/*able/*.py"
-STATES = 'cd /run/conditions; for f in *; do echo "$f: $(cat $f)"; done'
+STATES = "cd /run/conditions; grep -s . $(ls | grep -v pid$)"
 # The options of upgrade/dump/dumper.py and upgrade/engines/cgroup.py, but the tasks run on. As there, pages go nowhere,
 # except for those that are to be restored.
 DUMP = r"""
@@ -96,7 +97,7 @@ def verdicts(guest: Guest) -> Verdicts:
         f"mkdir {THERE}; tar -xf /root/conditions.tar -C {THERE}; modprobe -a udp_diag raw_diag packet_diag || true"
     )
     guest.shell(START)
-    states = dict(line.split(": ", 1) for line in guest.shell(STATES).splitlines() if ": " in line)
+    states = dict(line.split(":", 1) for line in guest.shell(STATES).splitlines())
     names = [name for name, state in states.items() if state == "ready"]
     cgroups = [word for name in names for word in ("--cgroup", f"/workload/{name}")]
     answer = guest.command("check", "--json", "--only", "containers", *cgroups)
@@ -115,6 +116,50 @@ def verdicts(guest: Guest) -> Verdicts:
         refusals[name] = "" if status == "0" else reason or f"status {status}"
         print(f"{name}: {refusals[name] or 'dumped'}")
     return Verdicts(states, {name: frozenset(ids) for name, ids in failed.items()}, refusals)
+
+
+def test_healthy(guest: Guest) -> None:
+    answer = guest.command("check", "--json", "--kernel", guest.target, *BOTH)
+    durations = answer.json["durations_ns"]
+    slow = sorted(durations, key=lambda name: -durations[name])[:12]
+    print(
+        f"{sum(durations.values()) / 1e9:.1f} s for {len(durations)} checks:",
+        ", ".join(f"{name} {durations[name] / 1e9:.1f}" for name in slow),
+    )
+    assert answer.status == ExitStatus.DONE, answer
+    found = [result for result in answer.json["results"] if result["id"].startswith("containers.")]
+    assert {result["status"] for result in found} == {"pass"}, answer.out
+
+
+def test_probe(guest: Guest) -> None:
+    """Both are dumped for real and run on: the same processes, the same connection, and nothing of it is left."""
+    guest.machine.put("/root/increments.py", (HERE / "increments.py").read_bytes())
+    before = guest.traces()
+    guest.shell("setsid --fork python3 /root/increments.py /run/probe </dev/null >/dev/null 2>/run/probe.err")
+    guest.wait("test -e /run/probe/runs")
+    answer = guest.command(
+        "check",
+        "--json",
+        "--probe",
+        "--only",
+        "containers",
+        "--cgroup",
+        "/workload/redis",
+        "--container",
+        "memory",
+    )
+    assert answer.status == ExitStatus.DONE, answer
+    found = [each for each in answer.json["results"] if each["id"] == "containers.probe"]
+    assert [each["subject"] for each in found] == ["/workload/redis", "memory"]
+    for each in found:
+        print(each["subject"], each["seen"])
+        assert 0 < each["figures"]["freeze_ns"] < 60e9
+    guest.shell("touch /run/probe/end")
+    guest.wait("test -s /run/probe/longest || test -s /run/probe.err")
+    assert guest.shell("cat /run/probe.err") == ""
+    print("longest pause of a client:", guest.shell("cat /run/probe/longest"), "s")
+    assert guest.traces() == before
+    assert guest.verify("redis", "runc-memory") == {}
 
 
 @pytest.mark.parametrize("program", UNDUMPABLE, ids=name_of)
@@ -164,44 +209,6 @@ def test_most_conditions_were_there(verdicts: Verdicts) -> None:
     assert len(ready) >= 0.8 * len(UNDUMPABLE), verdicts.states
 
 
-def test_healthy(guest: Guest) -> None:
-    answer = guest.command(
-        "check", "--json", "--only", "containers", "--cgroup", "/workload/redis", "--container", "memory"
-    )
-    assert {result["status"] for result in answer.json["results"]} == {"pass"}, answer.out
-
-
-def test_probe(guest: Guest) -> None:
-    """Both are dumped for real and run on: the same processes, the same connection, and nothing of it is left."""
-    guest.machine.put("/root/increments.py", (HERE / "increments.py").read_bytes())
-    before = guest.traces()
-    guest.shell("setsid --fork python3 /root/increments.py /run/probe </dev/null >/dev/null 2>/run/probe.err")
-    guest.wait("test -e /run/probe/runs")
-    answer = guest.command(
-        "check",
-        "--json",
-        "--probe",
-        "--only",
-        "containers",
-        "--cgroup",
-        "/workload/redis",
-        "--container",
-        "memory",
-    )
-    assert answer.status == ExitStatus.DONE, answer
-    found = [each for each in answer.json["results"] if each["id"] == "containers.probe"]
-    assert [each["subject"] for each in found] == ["/workload/redis", "memory"]
-    for each in found:
-        print(each["subject"], each["seen"])
-        assert 0 < each["figures"]["freeze_ns"] < 60e9
-    guest.shell("touch /run/probe/end")
-    guest.wait("test -s /run/probe/longest || test -s /run/probe.err")
-    assert guest.shell("cat /run/probe.err") == ""
-    print("longest pause of a client:", guest.shell("cat /run/probe/longest"), "s")
-    assert guest.traces() == before
-    assert guest.verify("redis", "runc-memory") == {}
-
-
 def test_probe_of_what_criu_refuses(guest: Guest, verdicts: Verdicts) -> None:
     """Another check has named it, so that it is not frozen; where that is left out CRIU says it, and it runs on."""
     words = ("--json", "--probe", "--cgroup", "/workload/undumpable-io_uring")
@@ -214,3 +221,12 @@ def test_probe_of_what_criu_refuses(guest: Guest, verdicts: Verdicts) -> None:
     pid = guest.shell("cat /run/conditions/undumpable-io_uring.pid").strip()
     assert guest.shell(f"cut -d' ' -f3 /proc/{pid}/stat").strip() in ("S", "R")
     assert guest.shell("cat /sys/fs/cgroup/workload/undumpable-io_uring/cgroup.freeze").strip() == "0"
+
+
+def test_run_refuses_what_check_refuses(guest: Guest, verdicts: Verdicts) -> None:
+    before = guest.traces()
+    answer = guest.upgrade(*BOTH, "--cgroup", "/workload/undumpable-io_uring")
+    assert answer.status == ExitStatus.REFUSED, answer
+    assert answer.error["subject"] == "/workload/undumpable-io_uring"
+    assert "io_uring" in answer.error["message"]
+    assert guest.traces() == before

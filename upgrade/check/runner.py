@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from upgrade.check.model import Check, Finding, Result, Status, failed, skipped
 from upgrade.check.situation import Situation, Unknown
-from upgrade.errors import ExitStatus, Refusal, UpgradeError, UsageError
+from upgrade.errors import ExitStatus, Interrupted, Refusal, UpgradeError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,8 @@ def _findings(check: Check, situation: Situation) -> Iterator[Finding]:
         for finding in check.run(situation):
             said = True
             yield finding
+    except Interrupted:  # somebody aborts the run that asks
+        raise
     except Exception as e:
         yield _of_exception(check, e)
     else:

@@ -120,11 +120,9 @@ def _running_compat(host: Host, release: str, native: VdsoImage) -> tuple[VdsoIm
 
 def _aligned_elf_files(vmlinux: bytes) -> Iterator[int]:
     """Yield the offsets of ELF headers at the start of a page (``__aligned(PAGE_SIZE)`` in vdso2c.h)."""
-    at = vmlinux.find(b"\x7fELF", 1)
-    while at >= 0:
-        if at % PAGE_BYTES == 0:
+    for at in range(PAGE_BYTES, len(vmlinux), PAGE_BYTES):
+        if vmlinux.startswith(b"\x7fELF", at):
             yield at
-        at = vmlinux.find(b"\x7fELF", at + 4)
 
 
 def _embedded(vmlinux: bytes, offset: int) -> VdsoImage:

@@ -13,7 +13,7 @@ def make() -> object:
     client = socket.create_connection(listener.getsockname())
     server, _ = listener.accept()
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-    netlink.bind((0, 1))
+    netlink.bind((0, 1 << 17))  # RTNLGRP_IPV6_PREFIX: others of these programs make network devices
     log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     log.connect("/run/systemd/journal/dev-log")
     path = directory() / "socket"
