@@ -266,7 +266,9 @@ def test_podman_restores_from_where_it_looks(
     assert call == ["podman", "container", "restore", "--tcp-established", "--file-locks", ID]
     assert (images.work / "podman.log").read_text() == "{}network.status\n"
     assert (images.work / "restored").exists()
-    assert (directory / "checkpoint.before-upgrade").is_dir()
+    assert [p.name for p in directory.iterdir()] == ["checkpoint"]
+    assert (directory / "checkpoint").is_dir()
+    assert not (directory / "checkpoint").is_symlink()
 
 
 def test_what_podman_says_is_told_and_its_links_are_removed(

@@ -188,6 +188,7 @@ class PodmanEngine:
         try:
             self._call(command, images.work / "podman.log", images.timeout_s or COMMAND_S)
             (images.work / RESTORED).touch()
+            self._remove_links(container)
         except UpgradeError as e:
             criu = log_errors(self.host.path(os.fspath(directory / "restore.log")))
             raise UpgradeError("; ".join([e.message, *criu]), subject="podman") from e
@@ -217,10 +218,11 @@ class PodmanEngine:
         with suppress(UpgradeError):  # it does not answer in time: its tasks are killed nevertheless
             run(["podman", "kill", container.data["id"]], check=False, timeout=COMMAND_S)
         cgroup.kill(self.host, container.cgroup)
+        self._remove_links(container)
+
+    def _remove_links(self, container: Container) -> None:
         for name in (CHECKPOINT, NETWORK_STATUS, SHM_ARCHIVE):
-            link = self.host.path(f"{container.data['directory']}/{name}")
-            if link.is_symlink():
-                link.unlink()
+            _unlink(self.host.path(f"{container.data['directory']}/{name}"))
 
     def runs(self, container: Container) -> bool:
         """Ask its runtime's state."""
@@ -237,12 +239,24 @@ class PodmanEngine:
 
 
 def _link(place: Path, target: Path) -> None:
-    """Let a name lead to ``target``, whatever was there; nothing is left of it if there is no target."""
-    if place.is_dir() and not place.is_symlink():
-        place.rename(place.with_name(f"{place.name}.before-upgrade"))  # somebody's own checkpoint, kept
-    place.unlink(missing_ok=True)
+    """Let a name lead to ``target``; what is there already, a checkpoint of somebody's own, is kept beside it."""
+    _unlink(place)
+    if place.exists():
+        place.rename(_aside(place))
     if target.exists():
         place.symlink_to(target)
+
+
+def _unlink(place: Path) -> None:
+    """Undo :func:`_link`."""
+    if place.is_symlink():
+        place.unlink()
+    if _aside(place).exists() and not place.exists():
+        _aside(place).rename(place)
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f"{place.name}.before-upgrade")
 
 
 def _interfaces(pid: int) -> dict[str, str]:
