@@ -348,7 +348,7 @@ def test_containers_of_runc(machine: Machine, monkeypatch: pytest.MonkeyPatch) -
         Container("web", "runc", "/web", 1, False, False),
         Container("db", "runc", podman, 2, False, False),
     ]
-    monkeypatch.setattr("upgrade.engines.RuncEngine.available", lambda _self: running)
+    monkeypatch.setattr("upgrade.engines.runc.RuncEngine.available", lambda _self: running)
     found = findings(engines.forgotten, keeping(machine))
     assert [(f.subject, f.seen) for f in found] == [
         ("podman", "1 not preserved: b2b2b2b2b2b2"),

@@ -36,7 +36,12 @@ def inspected(identity: str, name: str, **other: Any) -> dict[str, Any]:
         "Dependencies": [],
         "StaticDir": f"{STORAGE}/{identity}/userdata",
         "Config": {"Labels": None, "Tty": False},
-        "HostConfig": {"NetworkMode": "bridge", "AutoRemove": False},
+        "HostConfig": {
+            "NetworkMode": "bridge",
+            "AutoRemove": False,
+            "LogConfig": None,
+            "IpcMode": "shareable",
+        },
         "NetworkSettings": {
             "Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}], "81/tcp": None},
             "Networks": {
@@ -156,6 +161,7 @@ def test_all_running_ones_are_available(machine: Machine, podman: Podman, engine
         ({"Labels": {"PODMAN_SYSTEMD_UNIT": "web.service"}}, "web.service"),
         ({"NetworkMode": "slirp4netns:mtu=1500"}, "slirp4netns"),
         ({"NetworkMode": "ns:/run/netns/x"}, "ns"),
+        ({"LogConfig": {"Type": "passthrough-tty"}}, "passthrough"),
     ],
 )
 def test_what_cannot_come_back_is_refused(
@@ -260,7 +266,9 @@ def test_podman_restores_from_where_it_looks(
     assert call == ["podman", "container", "restore", "--tcp-established", "--file-locks", ID]
     assert (images.work / "podman.log").read_text() == "{}network.status\n"
     assert (images.work / "restored").exists()
-    assert (directory / "checkpoint.before-upgrade").is_dir()
+    assert [p.name for p in directory.iterdir()] == ["checkpoint"]
+    assert (directory / "checkpoint").is_dir()
+    assert not (directory / "checkpoint").is_symlink()
 
 
 def test_what_podman_says_is_told_and_its_links_are_removed(
@@ -277,6 +285,58 @@ def test_what_podman_says_is_told_and_its_links_are_removed(
     assert sorted(p.name for p in directory.iterdir()) == ["restore.log"]
     assert podman.programs.calls("podman")[-1] == ["podman", "kill", ID]
     assert machine.written(f"/sys/fs/cgroup/crun/{ID}/cgroup.kill") == ["1"]
+
+
+def test_a_user_namespace_is_refused(machine: Machine, podman: Podman, engine: PodmanEngine) -> None:
+    put_crun(
+        machine,
+        ID,
+        500,
+        annotations={"io.container.manager": "libpod"},
+        namespaces=[{"type": "pid"}, {"type": "user"}],
+    )
+    with pytest.raises(Refusal, match="user namespace"):
+        engine.find("web")
+
+
+@pytest.mark.parametrize("how", ["open", "mapped"])
+def test_files_in_the_host_s_memory_are_refused(
+    machine: Machine, podman: Podman, engine: PodmanEngine, how: str
+) -> None:
+    podman.run(ID, "web", 500, IpcMode="host")
+    assert engine.find("web")
+    if how == "open":
+        (machine.root / "proc/501/fd").mkdir()
+        (machine.root / "proc/501/fd/3").symlink_to("/dev/shm/queue")
+    else:
+        machine.file("/proc/501/maps", "7f00-7f01 rw-s 00000000 00:1a 7     /dev/shm/queue")
+    with pytest.raises(Refusal, match="/dev/shm/queue"):
+        PodmanEngine(machine.host).find("web")
+    podman.run(ID, "web", 500)
+    assert PodmanEngine(machine.host).find("web")
+
+
+def test_mount_points_in_what_ends_with_the_kernel_are_made_again(
+    machine: Machine, podman: Podman, engine: PodmanEngine, tmp_path: Path, listening: None
+) -> None:
+    run, static = f"/run/containers/{ID}/userdata", f"{STORAGE}/{ID}/userdata"
+    machine.file(f"{static}/secrets/one", "secret")
+    (machine.root / f"{static}/some".lstrip("/")).mkdir()
+    binds = {
+        "/run/secrets": f"{run}/run/secrets",
+        "/run/secrets/one": f"{static}/secrets/one",
+        "/run/secrets/deep/some": f"{static}/some",
+        "/data": "/srv/data",
+        "/data/inside": "/srv/inside",
+    }
+    spec = {"mounts": [{"type": "bind", "destination": d, "source": s} for d, s in binds.items()]}
+    machine.file(f"{static}/config.json", json.dumps(spec))
+    podman.run(ID, "web", 500, OCIConfigPath=f"{static}/config.json")
+    engine.restore(engine.find("web"), made(tmp_path), lambda: None)
+    secrets = machine.root / f"{run}/run/secrets".lstrip("/")
+    assert (secrets / "one").is_file()
+    assert (secrets / "deep/some").is_dir()
+    assert not (machine.root / "srv").exists()
 
 
 def test_its_health_checks_go_on(

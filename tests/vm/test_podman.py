@@ -50,13 +50,16 @@ def guest(guests: Guests) -> Iterator[Guest]:
 
 
 def test_what_cannot_come_back_is_refused(guest: Guest) -> None:
-    guest.shell("podman run -d --rm --name removed localhost/podman-web /usr/bin/sleep inf", check=False)
-    guest.shell("podman create --name entered --volume /usr:/usr:ro localhost/podman-web /usr/bin/sleep 9999")
-    guest.shell("podman start entered; podman exec -d entered /usr/bin/sleep 9999")
-    error = guest.upgrade("--container", "entered").error
-    assert (error["subject"], "podman exec" in error["reason"]) == ("entered", True)
-    error = guest.upgrade("--container", "none").error
-    assert "web (podman)" in error["hint"]
+    run = "podman run -d --volume /usr:/usr:ro"
+    guest.shell(f"{run} --name entered localhost/podman-web /usr/bin/sleep 9999")
+    guest.shell(f"{run} --rm --name removed localhost/podman-web /usr/bin/sleep 9999")
+    guest.shell("podman exec -d entered /usr/bin/sleep 9999")
+    for name, reason in (("entered", "podman exec"), ("removed", "--rm")):
+        answer = guest.upgrade("--container", name)
+        assert (answer.status, answer.error["subject"]) == (ExitStatus.REFUSED, name), answer
+        assert reason in answer.error["message"]
+        assert answer.error["hint"]
+    assert "web (podman)" in guest.upgrade("--container", "none").error["hint"]
     guest.shell("podman rm --force --time 0 entered removed")
 
 

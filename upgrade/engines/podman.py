@@ -17,7 +17,7 @@ from typing import Any
 
 from upgrade import cgroup, paths
 from upgrade.criu import log_errors
-from upgrade.engines import bus, health
+from upgrade.engines import bus, health, podman_inspect
 from upgrade.engines.base import RESTORED, Container, Images, Unlock
 from upgrade.engines.crun import CrunEngine
 from upgrade.engines.oci import has_tasks, refuse_state, strangers
@@ -33,11 +33,6 @@ CHECK_POLL_S = 0.05
 CHECKPOINT = "checkpoint"
 NETWORK_STATUS = "network.status"
 SHM_ARCHIVE = "devshm-checkpoint.tar"
-# Set by `podman generate systemd` and Quadlet
-UNIT_LABEL = "PODMAN_SYSTEMD_UNIT"
-NETWORKS = ("bridge", "host", "none", "private")
-
-Inspected = Mapping[str, Any]
 
 
 class PodmanEngine:
@@ -74,8 +69,20 @@ class PodmanEngine:
                 subject=name,
                 hint=f"running containers: {known}; those of other users cannot be preserved",
             )
-        self._refuse_what_cannot_come_back(found[0])
+        podman_inspect.refuse_what_cannot_come_back(found[0])
         container = self._container(found[0], running)
+        if {"user", "NEWUSER"} & set(container.data["namespaces"]):
+            raise Refusal(
+                "has a user namespace of its own, with which podman cannot restore",
+                subject=container.name,
+                hint="start it without --userns, or leave it out",
+            )
+        if shared := podman_inspect.shared_files(self.host, found[0], container):
+            raise Refusal(
+                f"has {shared} open, which is in the host's memory and ends with this kernel",
+                subject=container.name,
+                hint="start it without --ipc host",
+            )
         self._let_check_end(container)
         refuse_state(self.host, container, "podman unpause", "podman exec")
         return container
@@ -103,43 +110,7 @@ class PodmanEngine:
             self._inspected = json.loads(done.stdout)
         return self._inspected if words else []
 
-    def _refuse_what_cannot_come_back(self, inspected: Inspected) -> None:
-        name = inspected["Name"]
-        configuration = inspected["HostConfig"]
-        network = configuration["NetworkMode"].partition(":")[0]
-        unit = (inspected["Config"].get("Labels") or {}).get(UNIT_LABEL)
-        if inspected.get("Pod") or inspected.get("IsInfra") or inspected.get("Dependencies"):
-            raise Refusal(
-                "shares namespaces with other containers (a pod), which is not supported yet",
-                subject=name,
-                hint="run it outside of a pod, on a network of its own, or leave it out",
-            )
-        if configuration.get("AutoRemove"):
-            raise Refusal(
-                "was started with --rm: podman removes it when it finds a new kernel",
-                subject=name,
-                hint="start it without --rm",
-            )
-        if unit:
-            raise Refusal(
-                f"belongs to systemd's {unit}, which the new kernel's systemd would start a second time",
-                subject=name,
-                hint="start it with podman run, and --restart=always where it is to start with the host",
-            )
-        if inspected["Config"].get("Tty"):
-            raise Refusal(
-                "has a terminal (--tty), whose other end ends with this kernel",
-                subject=name,
-                hint="start it without --tty",
-            )
-        if network not in NETWORKS:
-            raise Refusal(
-                f"has a network of the kind {network}, whose helper ends with this kernel",
-                subject=name,
-                hint="podman run --network bridge (the default of root's containers), host or none",
-            )
-
-    def _container(self, inspected: Inspected, running: Mapping[str, Container]) -> Container:
+    def _container(self, inspected: podman_inspect.Inspected, running: Mapping[str, Container]) -> Container:
         inner = running[inspected["Id"]]
         networks = (inspected.get("NetworkSettings") or {}).get("Networks") or {}
         interfaces = _interfaces(inner.root_pid) if networks and not inner.host_network else {}
@@ -150,8 +121,8 @@ class PodmanEngine:
             root_pid=inner.root_pid,
             host_pids=inner.host_pids,
             host_network=inner.host_network,
-            addresses=tuple(ip for each in networks.values() for ip, _, _ in _addresses(each)),
-            published=_published(inspected) if not inner.host_network else (),
+            addresses=tuple(ip for each in networks.values() for ip, _, _ in podman_inspect.addresses(each)),
+            published=podman_inspect.published(inspected) if not inner.host_network else (),
             data={
                 "id": inspected["Id"],
                 "directory": inspected["StaticDir"],
@@ -159,9 +130,10 @@ class PodmanEngine:
                 "options": dict(inner.data),
                 "namespaces": inner.data["namespaces"],
                 "external_descriptors": inner.data["external_descriptors"],
-                "networks": _network_status(networks, interfaces),
-                "shm": _shm(self.host, inspected["StaticDir"]),
+                "networks": podman_inspect.network_status(networks, interfaces),
+                "shm": podman_inspect.shm(self.host, inspected["StaticDir"]),
                 "health": health.of(inspected),
+                "places": podman_inspect.places(self.host, inspected),
             },
         )
 
@@ -207,6 +179,8 @@ class PodmanEngine:
             (SHM_ARCHIVE, images.directory / SHM_ARCHIVE),
         ):
             _link(self.host.path(os.fspath(directory / name)), target)
+        for place, is_directory in container.data["places"]:
+            _make_place(self.host.path(place), is_directory)
         # Its first call in a boot takes longest, and needs no bus: meanwhile that comes.
         run(["podman", "container", "exists", container.data["id"]], check=False)
         # Without --keep it removes these links afterwards, and its log.
@@ -214,6 +188,7 @@ class PodmanEngine:
         try:
             self._call(command, images.work / "podman.log", images.timeout_s or COMMAND_S)
             (images.work / RESTORED).touch()
+            self._remove_links(container)
         except UpgradeError as e:
             criu = log_errors(self.host.path(os.fspath(directory / "restore.log")))
             raise UpgradeError("; ".join([e.message, *criu]), subject="podman") from e
@@ -243,10 +218,11 @@ class PodmanEngine:
         with suppress(UpgradeError):  # it does not answer in time: its tasks are killed nevertheless
             run(["podman", "kill", container.data["id"]], check=False, timeout=COMMAND_S)
         cgroup.kill(self.host, container.cgroup)
+        self._remove_links(container)
+
+    def _remove_links(self, container: Container) -> None:
         for name in (CHECKPOINT, NETWORK_STATUS, SHM_ARCHIVE):
-            link = self.host.path(f"{container.data['directory']}/{name}")
-            if link.is_symlink():
-                link.unlink()
+            _unlink(self.host.path(f"{container.data['directory']}/{name}"))
 
     def runs(self, container: Container) -> bool:
         """Ask its runtime's state."""
@@ -263,12 +239,24 @@ class PodmanEngine:
 
 
 def _link(place: Path, target: Path) -> None:
-    """Let a name lead to ``target``, whatever was there; nothing is left of it if there is no target."""
-    if place.is_dir() and not place.is_symlink():
-        place.rename(place.with_name(f"{place.name}.before-upgrade"))  # somebody's own checkpoint, kept
-    place.unlink(missing_ok=True)
+    """Let a name lead to ``target``; what is there already, a checkpoint of somebody's own, is kept beside it."""
+    _unlink(place)
+    if place.exists():
+        place.rename(_aside(place))
     if target.exists():
         place.symlink_to(target)
+
+
+def _unlink(place: Path) -> None:
+    """Undo :func:`_link`."""
+    if place.is_symlink():
+        place.unlink()
+    if _aside(place).exists() and not place.exists():
+        _aside(place).rename(place)
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f"{place.name}.before-upgrade")
 
 
 def _interfaces(pid: int) -> dict[str, str]:
@@ -277,43 +265,9 @@ def _interfaces(pid: int) -> dict[str, str]:
     return {link["address"]: link["ifname"] for link in json.loads(done.stdout) if "address" in link}
 
 
-def _addresses(network: Inspected) -> list[tuple[str, int, str]]:
-    """Return the addresses of a container in a network: address, length of the prefix, gateway."""
-    found = [(network.get("IPAddress"), network.get("IPPrefixLen"), network.get("Gateway"))]
-    found += [(e["Addr"], e["PrefixLength"], None) for e in network.get("SecondaryIPAddresses") or []]
-    found += [
-        (
-            network.get("GlobalIPv6Address"),
-            network.get("GlobalIPv6PrefixLen"),
-            network.get("IPv6Gateway"),
-        )
-    ]
-    found += [(e["Addr"], e["PrefixLength"], None) for e in network.get("SecondaryIPv6Addresses") or []]
-    return [(str(address), int(length or 0), gateway or "") for address, length, gateway in found if address]
-
-
-def _network_status(networks: Mapping[str, Inspected], interfaces: Mapping[str, str]) -> dict[str, Any]:
-    """Return what podman calls the network status (container-libs, libnetwork/types, ``StatusBlock``)."""
-    status = {}
-    for number, (name, network) in enumerate(networks.items()):
-        mac = network.get("MacAddress") or ""
-        subnets = [
-            {"ipnet": f"{ip}/{length}", **({"gateway": gateway} if gateway else {})}
-            for ip, length, gateway in _addresses(network)
-        ]
-        interface = interfaces.get(mac, f"eth{number}")
-        status[name] = {"interfaces": {interface: {"subnets": subnets, "mac_address": mac}}}
-    return status
-
-
-def _published(inspected: Inspected) -> tuple[int, ...]:
-    """Return the host's ports that lead to a container."""
-    ports = (inspected.get("NetworkSettings") or {}).get("Ports") or {}
-    return tuple(sorted({int(each["HostPort"]) for bound in ports.values() for each in bound or []}))
-
-
-def _shm(host: Host, directory: str) -> str:
-    """Return where a container's own ``/dev/shm`` is mounted in the host, or nothing."""
-    where = f"{directory}/shm"
-    mounts = host.read_or("/proc/self/mounts", "").splitlines()
-    return where if any(line.split()[1] == where for line in mounts) else ""
+def _make_place(place: Path, is_directory: bool) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if is_directory:
+        place.mkdir(exist_ok=True)
+    else:
+        place.touch()
