@@ -178,6 +178,7 @@ def test_a_namespace_is_refused_with_what_causes_it(
     machine.process(800, namespaces={kind: 4026532999})
     say(
         PrivateTmp="yes",
+        BindPaths="[unprintable]",
         ProtectSystem="no",
         ProtectProc="default",
         RootDirectory="/",
@@ -191,6 +192,7 @@ def test_a_namespace_is_refused_with_what_causes_it(
     assert f"a {kind} namespace of its own, because of" in error.message
     assert "ProtectSystem" not in error.message
     assert "ProtectProc" not in error.message
+    assert "unprintable" not in error.message
     assert "RootDirectory" not in error.message
     assert "systemctl edit web.service" in str(error.hint)
     say()

@@ -166,7 +166,7 @@ class Guests:
         environment: Mapping[str, str] | None = None,
     ) -> Iterator[Guest]:
         """Boot a guest with some of the shipped workloads, which are started with some more environment."""
-        workloads = workload.load_all([WORKLOADS / name for name in names])
+        workloads = workload.load_all([WORKLOADS / name for name in names]) if names else []
         packages = sorted({name for each in workloads for name in each.packages})
         spec = MachineSpec(
             image=image.build(self.cache, self.pair, packages),

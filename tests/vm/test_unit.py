@@ -165,7 +165,7 @@ def test_nothing_is_left(guest: Guest, upgraded: dict[str, Any]) -> None:
 
 def test_what_stands_against_it_is_named(guest: Guest) -> None:
     said = guest.command("check", "--json", "--only", "containers.found", "--unit", "boxed")
-    assert "PrivateTmp=yes, ProtectSystem=full" in said.error["message"]
+    assert said.error["message"].endswith("because of PrivateTmp=yes, ProtectSystem=full")
 
 
 def test_restart_watchdog_and_stop_work(guest: Guest, upgraded: dict[str, Any]) -> None:

@@ -35,8 +35,7 @@ DIRECTIVES: Mapping[str, tuple[str, ...]] = {
         *("PrivateIPC", "MountAPIVFS", "MountFlags", "LogNamespace", "NetworkNamespacePath"),
         *("ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "ExecPaths", "NoExecPaths", "BindPaths"),
         *("BindReadOnlyPaths", "TemporaryFileSystem", "MountImages", "ExtensionImages"),
-        *("ExtensionDirectories", "LoadCredential", "LoadCredentialEncrypted", "SetCredential"),
-        "ImportCredential",
+        "ExtensionDirectories",
     ),
     "net": ("PrivateNetwork", "NetworkNamespacePath"),
     "ipc": ("PrivateIPC", "IPCNamespacePath"),
@@ -45,7 +44,7 @@ DIRECTIVES: Mapping[str, tuple[str, ...]] = {
     "user": ("PrivateUsers",),
 }
 # Values of these that give none
-HARMLESS = ("", "no", "default", "all", "/")
+HARMLESS = ("", "no", "default", "all", "/", "[unprintable]")
 
 
 @dataclass(frozen=True, slots=True)
