@@ -240,8 +240,7 @@ class Transaction:
 
     def _quiesce(self, the_plan: Plan) -> None:
         self.undo.push("resume", units=quiesce.active_units())
-        sockets = [name for c in the_plan.containers for name in c.data.get("sockets", ())]
-        quiesce.write_target(self.host, [c.cgroup for c in the_plan.containers], sockets)
+        quiesce.write_target(self.host, [c.cgroup for c in the_plan.containers])
         quiesce.isolate()
 
     def _quiet_movers(self) -> None:

@@ -55,7 +55,6 @@ DATA: Mapping[str, Any] = {
     "watchdog": False,
     "leads_session": True,
     "owned": [],
-    "sockets": [],
 }
 
 
@@ -110,7 +109,6 @@ def test_a_service_is_found_by_its_name(running: Machine, programs: Programs, na
         "watchdog": False,
         "leads_session": True,
         "owned": [],
-        "sockets": [],
     }
     assert programs.calls("systemctl")[0][-1] == "web.service"
 
@@ -137,7 +135,6 @@ def test_what_is_its_own_is_noted(running: Machine, say: Callable[..., None]) ->
         "watchdog": True,
         "leads_session": False,
         "owned": ["/run/web", "/run/web/more", "/run/web.pid"],
-        "sockets": [],
     }
 
 
@@ -304,10 +301,7 @@ def test_the_dump_leaves_the_journal_out(
     os.close(directory)
     assert list(rpc.external) == ["unix[77]", "unix[78]"]
     assert not rpc.shell_job
-    assert json.loads((tmp_path / unit.HANDED).read_text()) == {
-        "streams": {"77": 1, "78": 2},
-        "listeners": {},
-    }
+    assert json.loads((tmp_path / unit.STREAMS).read_text()) == {"77": 1, "78": 2}
 
 
 class Starter:
@@ -332,7 +326,7 @@ class Starter:
 def images(tmp_path: Path) -> Images:
     for name in ("images", "work"):
         (tmp_path / name).mkdir()
-    (tmp_path / "images" / unit.HANDED).write_text('{"streams": {"77": 1}, "listeners": {}}')
+    (tmp_path / "images" / unit.STREAMS).write_text('{"77": 1}')
     return Images(tmp_path / "images", tmp_path / "work", 20.0)
 
 

@@ -15,7 +15,7 @@ from upgrade.engines.base import Container, Images, Unlock
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 
-HANDED = "handed-over.json"
+STREAMS = "streams.json"
 SETTLE_S = 60.0
 POLL_S = 0.05
 # systemd.service(5), Restart=: which settings start a service again that has ended in this state
@@ -60,7 +60,7 @@ class UnitEngine:
 
     def dump_options(self, container: Container, options: Any) -> None:
         """Dump as a task tree. What systemd will hand over at the restore is noted beside the images."""
-        from upgrade.services import activation, journal
+        from upgrade.services import journal
 
         tree.dump_options(self.host, container, options, container.data["owned"])
         options.shell_job = not container.data["leads_session"]
@@ -69,8 +69,7 @@ class UnitEngine:
         options.external.extend(f"unix[{inode}]" for inode in streams)
         directory = tree.images_of(options)
         if directory is not None:
-            listeners = activation.listeners(self.host, pids, container.data["sockets"])
-            (directory / HANDED).write_text(json.dumps({"streams": streams, "listeners": listeners}))
+            (directory / STREAMS).write_text(json.dumps(streams))
 
     def prepare_images(self, container: Container, images: Images) -> None:
         """Nothing: what there is to know is known at the dump."""
@@ -82,9 +81,9 @@ class UnitEngine:
         """Have systemd start it, which restores it."""
         from upgrade.services import dropin, launch
 
-        handed = json.loads((images.directory / HANDED).read_text())
+        streams = json.loads((images.directory / STREAMS).read_text())
         dropin.ensure(self.host, container.name, container.data)
-        return launch.restore(container.name, images, container.data, handed, unlock)
+        return launch.restore(container.name, images, container.data, streams, unlock)
 
     def cold_start(self, container: Container) -> bool:
         """Have it started when the boot gets to it; or now, if the boot would not start it."""

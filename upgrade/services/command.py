@@ -8,7 +8,6 @@ import os
 import stat
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from upgrade.engines.base import Images
 from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.process import run
-from upgrade.services import activation, dropin, systemd
+from upgrade.services import dropin, systemd
 from upgrade.services.line import Line
 
 OUTPUTS = (1, 2)
@@ -45,16 +44,12 @@ def _restore(name: str, line: Line, job: Mapping[str, Any]) -> None:
     images = Images(Path(job["directory"]), Path(job["work"]), job["timeout_s"], job["lazy"])
 
     given = streams(job["streams"])
-    given |= activation.matching(job["listeners"], activation.handed_over(os.environ))
-    with ExitStack() as names:
-        names.enter_context(activation.kept(job["listeners"].values()))
 
-        def unlock() -> None:
-            names.close()  # who connects now finds it
-            line.send(event="unlock")
-            line.receive(UNLOCK_S)
+    def unlock() -> None:
+        line.send(event="unlock")
+        line.receive(UNLOCK_S)
 
-        pid = tree.restore(Host(), images, unlock, inherited=given, shell_job=job["shell_job"])
+    pid = tree.restore(Host(), images, unlock, inherited=given, shell_job=job["shell_job"])
     (paths.RUNTIME / f"{name}.pid").write_text(f"{pid}\n")
     line.send(event="restored", pid=pid)
 

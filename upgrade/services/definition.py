@@ -69,7 +69,6 @@ class Definition:
             "watchdog": self.properties.get("WatchdogUSec", "0") not in ("", "0", "infinity"),
             "leads_session": int(cgroup.stat(host, self.main_pid)[3]) == self.main_pid,
             "owned": _owned(self.properties),
-            "sockets": activation.of_service(self.name, self.properties.get("TriggeredBy", "").split()),
         }
 
 
@@ -123,6 +122,7 @@ def _refuse_kind(service: Definition) -> None:
             subject=unit,
             hint="leave it out: it is stopped before the jump and started by the new kernel's boot",
         )
+    activation.refuse(unit, found.get("TriggeredBy", "").split())
     if found.get("PAMName"):
         raise Refusal(
             f"has a session of its own (PAMName={found['PAMName']})",

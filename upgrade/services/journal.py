@@ -5,11 +5,12 @@ CRIU is told to leave it out at dump. At restore systemd has opened a new one fo
 service's name; CRIU puts that in the place of the old one.
 """
 
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from upgrade.host import Host
-from upgrade.services import activation
 
 if TYPE_CHECKING:
     from upgrade.check.sockets import UnixSocket
@@ -19,13 +20,26 @@ STREAM = "/run/systemd/journal/stdout"
 
 def streams(host: Host, pids: Iterable[int]) -> dict[int, int]:
     """Return the streams to journald that tasks hold: inode, and the lowest descriptor it has."""
-    held = activation.inodes(host, pids)
+    held = _sockets(host, pids)
     if not held:
         return {}
     from upgrade.check import sockets  # not for the new kernel's path
 
     table = sockets.unix_sockets(host.path("/proc/self/ns/net"))
     return {inode: number for inode, number in held.items() if _goes_to_journal(table, inode)}
+
+
+def _sockets(host: Host, pids: Iterable[int]) -> dict[int, int]:
+    """Return the sockets that tasks hold: inode, and the lowest descriptor it has."""
+    held: dict[int, int] = {}
+    for pid in pids:
+        for name in host.list(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                link = os.readlink(host.path(f"/proc/{pid}/fd/{name}"))
+                if link.startswith("socket:["):
+                    inode = int(link[8:-1])
+                    held[inode] = min(held.get(inode, int(name)), int(name))
+    return held
 
 
 def _goes_to_journal(table: "Mapping[int, UnixSocket]", inode: int) -> bool:

@@ -35,17 +35,14 @@ class Start(Thread):
 
 
 def restore(
-    name: str, images: Images, data: Mapping[str, Any], handed: Mapping[str, Any], unlock: Unlock
+    name: str, images: Images, data: Mapping[str, Any], streams: Mapping[str, int], unlock: Unlock
 ) -> int:
     """Have a service restored by its start; return its main process when systemd has taken it over.
 
-    :param handed: what systemd hands over: streams to the journal (``journal.streams``), and listening sockets
-        (``activation.listeners``)
+    :param streams: to the journal, that systemd hands over (``journal.streams``)
     :raises UpgradeError: if it could not be restored, or systemd does not take it
     """
     limit_s = images.timeout_s or RESTORE_S
-    for each in data["sockets"]:
-        systemd.start_at_once(each, SYSTEMD_S)
     start = Start(name, limit_s + SYSTEMD_S)
     with Listener(name) as listener:
         start.start()
@@ -55,7 +52,7 @@ def restore(
                 work=str(images.work),
                 timeout_s=images.timeout_s,
                 lazy=images.lazy,
-                **handed,
+                streams=streams,
                 shell_job=not data["leads_session"],
             )
             pid = _converse(line, unlock, limit_s)
