@@ -75,6 +75,8 @@ def test_an_upgrade_that_fails_leaves_it_as_it_was(guest: Guest) -> None:
 
 def test_podman_goes_on_with_it(guest: Guest) -> None:
     guest.jump(guest.kernels[1].release, "--all")
+    status = guest.command("status", "--wait")  # the boot goes on before podman can restore
+    assert status.status == ExitStatus.DONE, status
     assert guest.verify(NAME) == {}
     guest.shell("podman exec web /usr/bin/true")
     guest.shell("podman stop --time 1 web")
