@@ -9,6 +9,9 @@ from typing import Any, Protocol
 Json = Any
 """Whatever ``json`` can write."""
 
+GHOST_LIMIT_BYTES = 64 << 20
+"""Files that are open and have no name any more are dumped up to this size."""
+
 RESTORED = "restored"
 """A file in the work directory of a restore that came to its end, if CRIU's statistics are not there."""
 

@@ -10,77 +10,36 @@ import os
 from pathlib import Path
 from typing import Any
 
-from upgrade import cgroup, paths
+from upgrade import paths
 from upgrade.criu import log_errors
 from upgrade.engines import bus
-from upgrade.engines.base import Container, Images, Unlock
-from upgrade.engines.oci import (
-    bind_mounts,
-    external_mount,
-    has_tasks,
-    is_of_podman,
-    namespaces,
-    refuse_state,
-)
+from upgrade.engines.base import GHOST_LIMIT_BYTES, Container, Images, Unlock
+from upgrade.engines.oci import Runtime, bind_mounts, external_mount, is_of_podman, namespaces
 from upgrade.errors import Refusal, UpgradeError
-from upgrade.host import Host
-from upgrade.process import run, run_detaching
+from upgrade.process import run_detaching
 
 STATE_ROOT = "/run/crun"
 COMMAND_S = 120
-GHOST_LIMIT_BYTES = 64 << 20
 # crun's names for namespaces that exist already: the kind as CRIU calls it, the key that crun's restore looks for
 EXTERNAL_NAMESPACES = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
 
 
-class CrunEngine:
+class CrunEngine(Runtime):
     """Preserves containers that crun started by itself."""
 
     name = "crun"
-    holds = False
+    state_root = STATE_ROOT
+    state_file = "status"
     lazy = False
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
-
-    def available(self) -> list[Container]:
-        """Return the running containers of crun's state directory that are nobody else's."""
-        own = [c for c in map(self.read, self.names()) if not c.data["podman"]]
-        return [c for c in own if has_tasks(self.host, c)]
-
-    def names(self) -> list[str]:
-        """Return all containers that crun knows, whoever has started them."""
-        return [n for n in self.host.list(STATE_ROOT) if self.host.exists(f"{STATE_ROOT}/{n}/status")]
-
-    def knows(self, name: str) -> bool:
-        """Tell whether crun runs a container by itself."""
-        return name in self.names() and not self.read(name).data["podman"]
-
-    def find(self, name: str) -> Container:
-        """Return the running container ``name``."""
-        if name not in self.names():
-            known = ", ".join(c.name for c in self.available()) or "none"
-            raise Refusal("crun knows no such container", subject=name, hint=f"running containers: {known}")
-        container = self.read(name)
-        if container.data["podman"]:
-            raise Refusal("belongs to podman", subject=name, hint="give it the name that podman ps shows")
-        if not has_tasks(self.host, container):
-            raise Refusal("does not run", subject=name, hint=f"crun start {name}, or leave it out")
-        for kind, path in container.data["namespaces"].items():
-            if path:
-                raise Refusal(
-                    f"joins the namespace {path} ({kind}), which ends with this kernel",
-                    subject=name,
-                    hint="give it a namespace of its own",
-                )
+    def refuse(self, container: Container) -> None:
+        """Refuse one with a terminal."""
         if container.data["terminal"]:
             raise Refusal(
                 "has a terminal, whose other end ends with this kernel",
-                subject=name,
+                subject=container.name,
                 hint='start it with "terminal": false in its config.json',
             )
-        refuse_state(self.host, container, "crun resume", "crun exec")
-        return container
 
     def read(self, name: str) -> Container:
         """Return a container as crun has written it down, whether it runs or not."""
@@ -130,14 +89,6 @@ class CrunEngine:
             if path := data["namespaces"].get(kind):
                 options.external.append(f"{short}[{self.host.path(path).stat().st_ino}]:{key}")
 
-    def prepare_images(self, container: Container, images: Images) -> None:
-        """Write crun's list of inherited descriptors, which its restore reads."""
-        text = json.dumps(container.data["external_descriptors"])
-        (images.directory / "descriptors.json").write_text(text)
-
-    def capture(self, container: Container, images: Images) -> None:
-        """Nothing: CRIU's images say it all."""
-
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Let crun restore; it returns when the tasks run."""
         command = ["restore", "--detach", "--tcp-established", "--ext-unix-sk", "--file-locks"]
@@ -168,18 +119,6 @@ class CrunEngine:
             lines = log.read_text(errors="replace").splitlines()[-2:] if log.exists() else []
             criu = log_errors(work / "restore.log")
             raise UpgradeError("; ".join(criu or lines) or f"exit status {status}", subject="crun")
-
-    def clean_up(self, container: Container) -> None:
-        """Make crun forget what a failed restore left."""
-        run(["crun", "delete", "--force", container.name], check=False)
-        cgroup.kill(self.host, container.cgroup)
-
-    def runs(self, container: Container) -> bool:
-        """Ask crun's state."""
-        try:
-            return has_tasks(self.host, self.read(container.name))
-        except (OSError, Refusal):
-            return False
 
     def helpers(self, container: Container) -> tuple[str, ...]:
         """Return none: crun's cgroups are named by their paths, and it works in our unit."""

@@ -14,10 +14,9 @@ from typing import Any
 from upgrade import cgroup, paths
 from upgrade.criu import log_errors
 from upgrade.engines.base import Container, Images, Unlock
-from upgrade.engines.oci import external_mount, has_tasks, is_of_podman, refuse_state
+from upgrade.engines.oci import Runtime, external_mount, is_of_podman
 from upgrade.errors import Refusal, UpgradeError
-from upgrade.host import Host
-from upgrade.process import run, run_detaching
+from upgrade.process import run_detaching
 
 STATE_ROOT = "/run/runc"
 RESTORE_LOG = "runc.log"
@@ -26,28 +25,13 @@ COLD_START_S = 120
 EXTERNAL_NAMESPACES = {"NEWNET": ("net", "extRootNetNS"), "NEWPID": ("pid", "extRootPidNS")}
 
 
-class RuncEngine:
+class RuncEngine(Runtime):
     """Preserves containers that runc started."""
 
     name = "runc"
-    holds = False
+    state_root = STATE_ROOT
+    state_file = "state.json"
     lazy = True
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-
-    def available(self) -> list[Container]:
-        """Return the running containers of runc's state directory."""
-        own = [c for c in map(self.read, self.names()) if not c.data["podman"]]
-        return [c for c in own if has_tasks(self.host, c)]
-
-    def names(self) -> list[str]:
-        """Return all containers that runc knows, whoever has started them."""
-        return [n for n in self.host.list(STATE_ROOT) if self.host.exists(f"{STATE_ROOT}/{n}/state.json")]
-
-    def knows(self, name: str) -> bool:
-        """Tell whether runc runs a container by itself."""
-        return name in self.names() and not self.read(name).data["podman"]
 
     def _readable(self, name: str) -> dict[str, Any]:
         try:
@@ -64,29 +48,6 @@ class RuncEngine:
                 hint="boot with systemd.unified_cgroup_hierarchy=1",
             )
         return state
-
-    def find(self, name: str) -> Container:
-        """Return the running container ``name``."""
-        if not self.host.exists(f"{STATE_ROOT}/{name}/state.json"):
-            known = ", ".join(c.name for c in self.available()) or "none"
-            raise Refusal("runc knows no such container", subject=name, hint=f"running containers: {known}")
-        container = self.read(name)
-        if container.data["podman"]:
-            raise Refusal("belongs to podman", subject=name, hint="give it the name that podman ps shows")
-        if not has_tasks(self.host, container):
-            raise Refusal("does not run", subject=name, hint=f"runc start {name}, or leave it out")
-        self._refuse_what_cannot_come_back(container)
-        return container
-
-    def _refuse_what_cannot_come_back(self, container: Container) -> None:
-        for kind, path in container.data["namespaces"].items():
-            if path:
-                raise Refusal(
-                    f"joins the namespace {path} ({kind}), which ends with this kernel",
-                    subject=container.name,
-                    hint="give it a namespace of its own",
-                )
-        refuse_state(self.host, container, "runc resume", "runc exec")
 
     def read(self, name: str) -> Container:
         """Return a container as runc has written it down, whether it runs or not."""
@@ -135,14 +96,6 @@ class RuncEngine:
             if path:
                 options.external.append(f"{short}[{os.stat(path).st_ino}]:{key}")
 
-    def prepare_images(self, container: Container, images: Images) -> None:
-        """Write runc's list of inherited descriptors, which its restore reads."""
-        text = json.dumps(container.data["external_descriptors"])
-        (images.directory / "descriptors.json").write_text(text)
-
-    def capture(self, container: Container, images: Images) -> None:
-        """Nothing: CRIU's images say it all."""
-
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Let runc restore; it returns when the tasks run."""
         command = ["runc", "restore", "--detach", "--tcp-established", "--ext-unix-sk", "--file-locks"]
@@ -173,18 +126,6 @@ class RuncEngine:
             lines = log.read_text(errors="replace").splitlines()[-2:] if log.exists() else []
             criu = log_errors(log.parent / "restore.log")
             raise UpgradeError("; ".join(criu or lines) or f"exit status {status}", subject="runc")
-
-    def clean_up(self, container: Container) -> None:
-        """Make runc forget what a failed restore left."""
-        run(["runc", "delete", "--force", container.name], check=False)
-        cgroup.kill(self.host, container.cgroup)  # a runc that was killed early is not known to runc
-
-    def runs(self, container: Container) -> bool:
-        """Ask runc's state."""
-        try:
-            return has_tasks(self.host, self.read(container.name))
-        except (OSError, Refusal):
-            return False
 
     def helpers(self, container: Container) -> tuple[str, ...]:
         """Return where runc is put so that a cgroup of its own choice is outside of our unit."""

@@ -8,11 +8,9 @@ from typing import Any
 
 from upgrade import cgroup
 from upgrade.criu import Criu, CriuError, log_errors, messages
-from upgrade.engines.base import Container, Images, Unlock
+from upgrade.engines.base import GHOST_LIMIT_BYTES, Container, Images, Unlock
 from upgrade.host import Host
 from upgrade.restore import volatile
-
-GHOST_LIMIT_BYTES = 64 << 20
 
 
 def dump_options(host: Host, container: Container, options: Any, owned: Iterable[str] = ()) -> None:
