@@ -8,7 +8,6 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -121,7 +120,7 @@ def touch(pid: int, addresses: NDArray[np.uint64]) -> int:
     read = 0
     fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for start, length in _runs(addresses):
+        for start, length in extents(addresses).tolist():
             end = start + length
             while start < end:
                 try:
@@ -141,12 +140,17 @@ def touch(pid: int, addresses: NDArray[np.uint64]) -> int:
     return read
 
 
-def _runs(addresses: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-    """Yield address and length of each run that pages form."""
-    if len(addresses):
-        edges = np.flatnonzero(np.diff(addresses) != PAGE_BYTES) + 1
-        for run in np.split(addresses, edges):
-            yield int(run[0]), len(run) * PAGE_BYTES
+def extents(addresses: NDArray[np.uint64]) -> Extents:
+    """Return the runs that some pages form; the addresses ascend."""
+    if not len(addresses):
+        return np.empty((0, 2), np.uint64)
+    breaks = np.flatnonzero(np.diff(addresses) != PAGE_BYTES) + 1
+    firsts = np.concatenate([[0], breaks])
+    lengths = np.diff(np.concatenate([firsts, [len(addresses)]]))
+    found = np.empty((len(firsts), 2), np.uint64)
+    found[:, 0] = addresses[firsts]
+    found[:, 1] = lengths * PAGE_BYTES
+    return found
 
 
 def swapon(device: Path, priority: int = SWAP_HIGHEST) -> None:

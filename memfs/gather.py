@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memfs import calls, damon, residency, stragglers
+from memfs.calls import extents
 from memfs.pagemap import PAGE_BYTES, Pfns, pfns_of_runs
 from memfs.ranges import Range
-from memfs.residency import GONE, Counts, addresses, extents, inside
+from memfs.residency import GONE, Counts, addresses, inside
 from memfs.residency import Mapping as Area
 
 STEP_BYTES = 4 << 20

@@ -232,19 +232,6 @@ def addresses(extents: calls.Extents) -> NDArray[np.uint64]:
     return found
 
 
-def extents(addresses: NDArray[np.uint64]) -> calls.Extents:
-    """Return the runs that some pages form; the addresses ascend."""
-    if not len(addresses):
-        return np.empty((0, 2), np.uint64)
-    breaks = np.flatnonzero(np.diff(addresses) != PAGE_BYTES) + 1
-    firsts = np.concatenate([[0], breaks])
-    lengths = np.diff(np.concatenate([firsts, [len(addresses)]]))
-    found = np.empty((len(firsts), 2), np.uint64)
-    found[:, 0] = addresses[firsts]
-    found[:, 1] = lengths * PAGE_BYTES
-    return found
-
-
 def _pieces(rows: calls.Extents) -> Iterator[calls.Extents]:
     """Split runs into pieces of at most PAGES_AT_ONCE."""
     some: list[tuple[int, int]] = []

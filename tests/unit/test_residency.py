@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfs import residency
+from memfs.calls import extents
 from memfs.pagemap import PAGE_BYTES
 from memfs.ranges import Range
-from memfs.residency import Counts, Mapping, addresses, bitmap, extents, inside, mappings, survey
+from memfs.residency import Counts, Mapping, addresses, bitmap, inside, mappings, survey
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_SYS_ADMIN")
 EVERYTHING = [Range(0, 1 << 52)]

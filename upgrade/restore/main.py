@@ -16,7 +16,6 @@ from threading import Thread
 from memfs import store
 from upgrade import netconf, netlock, paths
 from upgrade.clock import Clock
-from upgrade.engines import unit
 from upgrade.errors import ExitStatus, UpgradeError
 from upgrade.host import Host
 from upgrade.kexec.cmdline import session_of
@@ -178,7 +177,7 @@ def _finish(
     session = arrived.session
     fdstore.notify("READY=1", "STATUS=the containers run")  # the boot goes on beside the rest of the memory
     services = [d.container.name for d in session.containers if d.container.engine == "unit"]
-    for problem in unit.settle(host, services) if services else ():
+    for problem in _settle(host, services):
         say(problem)
         attempt(partial(summary.warn, session, problem), "the report cannot be changed", [])
     status, missing = _memory_comes(clock, arrived, pages, status)
@@ -197,6 +196,15 @@ def _finish(
     _release(host, arrived)
     attempt(ledger.finish, "it is not noted that nothing is left to do", [])
     return status
+
+
+def _settle(host: Host, services: list[str]) -> list[str]:
+    """Make the starts of services their own again; return what went wrong, a line each."""
+    if not services:
+        return []
+    from upgrade.engines import unit
+
+    return unit.settle(host, services)
 
 
 def _memory_comes(
