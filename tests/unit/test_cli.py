@@ -569,10 +569,11 @@ def test_a_unit_that_is_slow_to_start_is_waited_for(
         asked.append(True)
         if len(asked) == 4:  # the first is asked before it is started
             paths.OUTCOME.write_text(outcome(1))
-        return len(asked) > 1
+        return 1 < len(asked) < 8
 
     monkeypatch.setattr("upgrade.cli.unit.is_busy", busy)
     answer = call("run", "--yes", *UPGRADE)
+    assert len(asked) == 8  # its unit has ended, too: what it leaves behind is undone, and another run may begin
     assert answer.status == ExitStatus.FAILED
     assert "no room" in answer.err
     assert "did not start" not in answer.err

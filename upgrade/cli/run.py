@@ -100,7 +100,11 @@ def _interruptible() -> Iterator[None]:
 
 
 def _follow() -> dict[str, Any]:
-    """Print the run's events until it has ended; return its outcome."""
+    """Print the run's events until it has ended; return its outcome.
+
+    The run tells its outcome before its unit looks for what it has left behind (``ExecStopPost=``): until that has
+    ended nothing may begin anew.
+    """
     seen = 0
     started = time.monotonic()
     while True:
@@ -109,9 +113,10 @@ def _follow() -> dict[str, Any]:
         for line in lines[seen:]:
             say(json.loads(line)["text"])
         seen = len(lines)
-        if ended is not None:
-            return ended
-        if not lines and time.monotonic() - started > UNIT_START_S and not unit.is_busy():
+        late = not lines and time.monotonic() - started > UNIT_START_S
+        if (late or ended is not None) and not unit.is_busy():
+            if (ended := outcome.read()) is not None:  # it may have been told just now
+                return ended
             raise UpgradeError(
                 "did not start", subject=paths.RUN_UNIT, hint=f"journalctl -u {paths.RUN_UNIT}"
             )

@@ -14,12 +14,15 @@ class Programs:
         self._calls = directory / ".calls"
 
     def add(self, name: str, body: str = ":") -> None:
-        """Make a program: it is recorded with its arguments and standard input, then ``body`` runs (sh)."""
+        """Make a program: it is recorded with its arguments and standard input, then ``body`` runs (sh).
+
+        Several may run at once: each writes its record as a whole.
+        """
         file = self.directory / name
         file.write_text(
             f"#!/bin/sh\nPATH={REAL}\ninput=$(cat; echo .)\n"
-            f"{{ printf '%s' {name}; for word in \"$@\"; do printf '\\037%s' \"$word\"; done;"
-            f" printf '\\035%s\\036' \"${{input%.}}\"; }} >>{self._calls}\n{body}\n"
+            f"record=$(printf '%s' {name}; for word in \"$@\"; do printf '\\037%s' \"$word\"; done;"
+            f" printf '\\035%s\\036' \"${{input%.}}\")\nprintf '%s' \"$record\" >>{self._calls}\n{body}\n"
         )
         file.chmod(0o755)
 
