@@ -573,7 +573,9 @@ def test_a_unit_that_is_slow_to_start_is_waited_for(
 
     monkeypatch.setattr("upgrade.cli.unit.is_busy", busy)
     answer = call("run", "--yes", *UPGRADE)
-    assert len(asked) == 8  # its unit has ended, too: what it leaves behind is undone, and another run may begin
+    assert (
+        len(asked) == 8
+    )  # its unit has ended, too: what it leaves behind is undone, and another run may begin
     assert answer.status == ExitStatus.FAILED
     assert "no room" in answer.err
     assert "did not start" not in answer.err

@@ -55,7 +55,7 @@ def check_round(done: dict[str, Any]) -> None:
         assert verdict["exit_status"] == 0, f"{name}: {verdict['output']}"
     assert all(phase["seconds"] >= 0 for phase in report["phases"])
     whole = sum(phase["seconds"] for phase in report["phases"])
-    assert report["downtime_seconds"] == pytest.approx(whole, rel=0.02)
+    assert report["downtime_seconds"] == pytest.approx(whole)
     assert report["downtime_error_seconds"] < 0.001 * report["downtime_seconds"] + 0.01
     assert report["warnings"] == []
 

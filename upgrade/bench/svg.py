@@ -26,7 +26,7 @@ GROUPS = (
     ("jump", "jump, or reset", ("jump", "reset")),
     ("kernel", "kernel boot", ("kernel boot to first userspace",)),
     ("userspace", "userspace before that", ("userspace to restore", "userspace to start")),
-    ("back", "restore, or start", ("restore", "unlock", "start")),
+    ("back", "restore, or start", ("restore", "start")),
 )
 
 

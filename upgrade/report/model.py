@@ -23,7 +23,6 @@ PHASES = (
     "kernel boot to first userspace",
     "userspace to restore",
     "restore",
-    "unlock",
 )
 """The phases of the downtime, in order."""
 

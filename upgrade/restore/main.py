@@ -84,7 +84,6 @@ def say(text: str) -> None:
 
 def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     session = arrived.session
-    moments = {"restore begun": ledger.begun_at}
     problems: list[str] = []
     again = ledger.starts > 1
     if again:
@@ -126,10 +125,8 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     )
     attempt(wait_for_local_files, "not all local file systems were there", problems)
     restored = restorer.restore_all(let_boot_go_on)
-    moments["restored"] = clock.tsc()
     if locked:
         attempt(netlock.remove, "the network lock could not be removed", problems)
-    moments["unlocked"] = clock.tsc()
     tell_all_back()
     network.join()
     from upgrade.restore import summary  # the containers run: nothing is urgent any more
@@ -138,7 +135,9 @@ def _restore(host: Host, clock: Clock, arrived: Arrival, ledger: Ledger) -> int:
     faults: list[str] = []
     if again:
         (faults if ledger.interrupted else problems).append(aftermath.describe(ledger, session.containers))
-    status = _reported(lambda: summary.write(host, clock, arrived, restored, moments, problems, faults))
+    status = _reported(
+        lambda: summary.write(host, clock, arrived, restored, ledger.begun_at, problems, faults)
+    )
     attempt(lambda: ledger.report(status), "it is not noted that the report is written", problems)
     return _finish(host, clock, arrived, ledger, pages, status, frame_mount)
 

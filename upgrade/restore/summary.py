@@ -36,12 +36,13 @@ def write(
     clock: Clock,
     arrived: Arrival,
     restored: Sequence[Restored],
-    moments: Mapping[str, int],
+    begun_at: int,
     problems: Sequence[str],
     faults: Sequence[str] = (),
 ) -> ExitStatus:
     """Write report and history; return what the restore's exit status is.
 
+    :param begun_at: stamp of the begin of the restore
     :param problems: warnings
     :param faults: what makes the upgrade a degraded one, whatever became of the containers
     """
@@ -51,9 +52,10 @@ def write(
         **session.stamps,
         "jump": arrived.jumped_at,
         **(optional(lambda: _boot(host, clock, arrived)) or booted),
-        **moments,
+        "restore begun": begun_at,
+        "restored": max(r.running_at for r in restored),  # each runs as soon as it is unlocked
     }
-    downtime = max(r.running_at for r in restored) - stamps["freeze"]
+    downtime = stamps["restored"] - stamps["freeze"]
     counted = [_count(r) for r in restored]
     report = Report(
         **_common(host, session, restored, faults),
@@ -155,7 +157,6 @@ def _phases(stamps: Mapping[str, int], hertz: float) -> tuple[Phase, ...]:
         ("kernel boot to first userspace", "kernel", "userspace"),
         ("userspace to restore", "userspace", "restore begun"),
         ("restore", "restore begun", "restored"),
-        ("unlock", "restored", "unlocked"),
     )
     return tuple(Phase(name, (stamps[end] - stamps[begin]) / hertz) for name, begin, end in edges)
 
