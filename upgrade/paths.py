@@ -17,6 +17,7 @@ PLAN = STATE / "plan.json"
 REPORTS = STATE / "reports"
 HISTORY = STATE / "history.jsonl"
 UNITS = STATE / "units"
+COLD = STATE / "cold.json"
 
 LEDGER = RUNTIME / "restored.jsonl"
 BACK = RUNTIME / "back"
@@ -26,6 +27,7 @@ RUN_UNIT = "seamless-upgrade.service"
 FRAMES_UNIT = "seamless-upgrade-frames.service"
 RESTORE_UNIT = "seamless-upgrade-restore.service"
 PAGES_UNIT = "seamless-upgrade-pages.service"
+COLD_UNIT = "seamless-upgrade-cold.service"
 
 RESTORE_CGROUP = f"/system.slice/{RESTORE_UNIT}"
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from memfs.ranges import Range
-from upgrade import budget, cgroup, netconf, paths
+from upgrade import budget, cgroup, cold, netconf, paths
+from upgrade.cold import record
 from upgrade.config import Config
 from upgrade.criu import Criu, CriuVersion
 from upgrade.dump import sockets
@@ -73,6 +74,8 @@ def make(
         version = criu.version()
     containers = find_containers(host, request)
     refuse_unknown_addresses(host, containers)
+    for name in request.cold:
+        record.refuse(host, name)
     frames, warnings = budget.find_frames(host, request)
     frames, copied = budget.or_copy(host, request, containers, store, frames)
     warnings += copied
@@ -166,6 +169,7 @@ def find_containers(host: Host, request: Request) -> list[Container]:
     for name in request.units:
         found.append(engine(host, "unit").find(name))
     if request.all:
+        refuse_cold(host, request)
         found += [each.find(c.name) for each in engines(host) for c in each.available()]
     unique = list({(c.engine, c.name): c for c in found}.values())
     if not unique:
@@ -188,12 +192,33 @@ def engine_of(host: Host, name: str) -> Engine:
     for each in adapters:
         if each.knows(name):
             return each
+    for engine_name in cold.ENGINES:
+        adapter = cold.engine(host, engine_name)
+        if any(name in (each.name, each.id, each.id[:12]) for each in adapter.running()):
+            raise Refusal(
+                f"{adapter.why}, so it cannot be preserved",
+                subject=name,
+                hint=f"--cold {engine_name} stops all that it runs before the jump and starts it again after it",
+            )
     known = [f"{c.name} ({each.name})" for each in adapters for c in each.available()]
     raise Refusal(
         "no engine runs such a container as root",
         subject=name,
         hint=f"running containers: {', '.join(known) or 'none'}",
     )
+
+
+def refuse_cold(host: Host, request: Request) -> None:
+    """Refuse all containers if there are some that cannot be preserved, unless it is said what becomes of those."""
+    for name in cold.ENGINES.keys() - set(request.cold):
+        adapter = cold.engine(host, name)
+        if running := adapter.running():
+            raise Refusal(
+                f"{adapter.why}, so they cannot be preserved",
+                subject=f"{name}: {', '.join(each.name for each in running)}",
+                hint=f"--cold {name} stops them before the jump and starts them after it; or name what to preserve, "
+                "instead of --all",
+            )
 
 
 def nothing_to_preserve() -> UsageError:

@@ -20,6 +20,8 @@ class Request:
     units: tuple[str, ...] = ()
     """Services of systemd."""
     all: bool = False
+    cold: tuple[str, ...] = ()
+    """Engines whose containers are stopped before the jump and started after it."""
     quiesce: bool = True
     gather: bool = True
     """Move pages into the ranges for frames before the freeze."""

@@ -5,6 +5,7 @@ Here is what happens while the containers still run; ``standstill.py`` has the r
 """
 
 import errno
+import os
 import socket
 import uuid
 from collections.abc import Iterator
@@ -69,6 +70,9 @@ class Transaction:
                 session = replace(session, gathering=self._gather(the_plan, device))
             with step(f"preparing {the_plan.store}"):
                 self._open_store(the_plan, session, device)
+            if self.request.cold:
+                with step(f"stopping the containers of {', '.join(self.request.cold)}"):
+                    self._stop_cold(session)
             if self.request.quiesce:
                 with step("stopping the host's other services"):
                     self._quiesce(the_plan)
@@ -237,6 +241,13 @@ class Transaction:
             self.undo.push("forget_units", session=session.id)
         for service in services:
             dropin.spool(self.host, session.id, service.name, service.data)
+
+    def _stop_cold(self, session: Session) -> None:
+        from upgrade.cold import record
+
+        self.undo.push("start_cold", file=os.fspath(paths.COLD))
+        stopped = record.stop(self.host, self.request.cold, session.id, paths.COLD)
+        self.events.say(f"{len(stopped.containers)} stopped")
 
     def _quiesce(self, the_plan: Plan) -> None:
         self.undo.push("resume", units=quiesce.active_units())

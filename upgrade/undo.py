@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from memfs import pmem, ranges, store
 from upgrade import cgroup, linux, movers, netlock
+from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.kexec import filesystems, quiesce
 
@@ -86,6 +87,16 @@ def _forget_units(_host: Host, *, session: str) -> None:
     dropin.forget(session)
 
 
+def _start_cold(host: Host, *, file: str) -> None:
+    from upgrade.cold import record
+
+    found = record.Record.load(Path(file))
+    lost = [each for each in record.start(host, found) if each.reason != record.REASON] if found else []
+    Path(file).unlink(missing_ok=True)
+    if lost:
+        raise UpgradeError("; ".join(f"{each.name}: {each.reason}" for each in lost))
+
+
 def _watchdogs(_host: Host) -> None:
     from upgrade.services import systemd
 
@@ -110,6 +121,7 @@ ACTIONS: Mapping[str, Callable[..., None]] = {
     "unswap": _unswap,
     "remove_file": _remove_file,
     "forget_units": _forget_units,
+    "start_cold": _start_cold,
     "watchdogs": _watchdogs,
 }
 

@@ -328,7 +328,7 @@ def test_containers_have_the_names_that_users_know(machine: Machine) -> None:
     machine.file(f"/var/lib/docker/containers/{DOCKER}/config.v2.json", '{"Name": "/web"}')
     found = only(engines.forgotten, keeping(machine), Status.WARN)
     assert found.seen == "1 not preserved: web"
-    assert "docker ps" in found.remedy
+    assert "--cold docker" in found.remedy
     machine.file(f"/var/lib/docker/containers/{DOCKER}/config.v2.json", "{")
     assert only(engines.forgotten, keeping(machine), Status.WARN).seen == "1 not preserved: a1a1a1a1a1a1"
 

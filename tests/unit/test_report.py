@@ -81,7 +81,7 @@ def example(outcome: Outcome = Outcome.UPGRADED) -> Report:
             ),
             ContainerReport("mail", "podman", ContainerOutcome.LOST, "podman start failed: no such image"),
         ]
-    durations = (0.021, 0.117, 0.0004, 0.31, 0.002, 0.05, 3.1, 2.2, 0.44, 0.009)
+    durations = (0.021, 0.117, 0.0004, 0.31, 0.002, 0.05, 3.1, 2.2, 0.449)
     return Report(
         id="20261122-103512",
         outcome=outcome,

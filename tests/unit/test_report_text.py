@@ -29,8 +29,7 @@ Downtime
   jump                               50 ms    1 %     █
   kernel boot to first userspace    3.10 s   50 %      ████████████████████████
   userspace to restore              2.20 s   35 %                              █████████████████
-  restore                           0.44 s    7 %                                               ███
-  unlock                            9.0 ms    0 %                                                 █
+  restore                           0.45 s    7 %                                               ███
   all of it                         6.25 s
 
 Containers

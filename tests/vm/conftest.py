@@ -164,12 +164,13 @@ class Guests:
         frames_mib: int = 0,
         frames_ranges: int = 1,
         environment: Mapping[str, str] | None = None,
+        packages: Sequence[str] = (),
     ) -> Iterator[Guest]:
         """Boot a guest with some of the shipped workloads, which are started with some more environment."""
         workloads = workload.load_all([WORKLOADS / name for name in names]) if names else []
-        packages = sorted({name for each in workloads for name in each.packages})
+        wanted = sorted({*packages, *(name for each in workloads for name in each.packages)})
         spec = MachineSpec(
-            image=image.build(self.cache, self.pair, packages),
+            image=image.build(self.cache, self.pair, wanted),
             kernel=self.pair[0],
             store_mib=store_mib,
             frames_mib=frames_mib,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""podman's containers go through upgrades, and podman finds them as it left them."""
+"""podman's containers go through upgrades, and podman finds them as it left them; docker's are started anew."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,8 +46,33 @@ def test_a_connection_to_the_published_port_lives_on(there_and_back: dict[str, A
 
 @pytest.fixture(scope="module")
 def guest(guests: Guests) -> Iterator[Guest]:
-    """A machine without a range for frames: pages are copied."""
-    yield from guests.boot([NAME])
+    """A machine without a range for frames: pages are copied. docker runs, too."""
+    for guest in guests.boot([NAME], packages=["docker.io"]):
+        guest.shell(
+            "mkdir -m 1777 -p /root/docker/tmp; cd /root/docker; mkdir -p usr proc sys dev etc run var data;"
+            "for name in bin lib lib64 sbin; do ln -s usr/$name $name; done;"
+            "tar -c . | docker import - nothing"
+        )
+        for name, policy in (("db", "no"), ("front", "unless-stopped")):
+            guest.shell(
+                f"docker run --detach --name {name} --restart {policy} --volume /usr:/usr:ro nothing"
+                " /usr/bin/python3 -c 'import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit());"
+                " signal.pause()'"
+            )
+        yield guest
+
+
+def docker(guest: Guest) -> dict[str, dict[str, Any]]:
+    """Return the state of docker's containers that run, by name."""
+    states = guest.shell("docker inspect --format '{{json .}}' $(docker ps --quiet)").splitlines()
+    return {each["Name"].lstrip("/"): each["State"] for each in map(json.loads, states)}
+
+
+def test_what_docker_runs_is_refused_unless_it_may_be_stopped(guest: Guest) -> None:
+    for words, subject in ((["--all"], "docker: db, front"), (["--container", "db"], "db")):
+        answer = guest.upgrade(*words)
+        assert (answer.status, answer.error["subject"]) == (ExitStatus.REFUSED, subject), answer
+        assert "--cold docker" in answer.error["hint"]
 
 
 def test_what_cannot_come_back_is_refused(guest: Guest) -> None:
@@ -67,14 +93,20 @@ def test_an_upgrade_that_fails_leaves_it_as_it_was(guest: Guest) -> None:
     cgroup = "/workload/uring"  # CRIU cannot dump its task
     start_task(guest, "io_uring.py", cgroup)
     guest.wait(f"ls -l /proc/$(cat /sys/fs/cgroup{cgroup}/cgroup.procs)/fd | grep -q io_uring")
-    answer = guest.upgrade("--all", "--cgroup", cgroup, "--skip", "containers.descriptors")
+    before = docker(guest)
+    answer = guest.upgrade(
+        "--all", "--cold", "docker", "--cgroup", cgroup, "--skip", "containers.descriptors"
+    )
     end_task(guest, cgroup)
     assert (answer.status, answer.error["subject"]) == (ExitStatus.FAILED, cgroup), answer
     assert guest.verify(NAME) == {}
+    now = docker(guest)
+    assert now.keys() == before.keys()  # stopped, and started again
+    assert all(now[name]["StartedAt"] > before[name]["StartedAt"] for name in now)
 
 
 def test_podman_goes_on_with_it(guest: Guest) -> None:
-    guest.jump(guest.kernels[1].release, "--all")
+    guest.jump(guest.kernels[1].release, "--all", "--cold", "docker")
     status = guest.command("status", "--wait")  # the boot goes on before podman can restore
     assert status.status == ExitStatus.DONE, status
     assert guest.verify(NAME) == {}
@@ -86,3 +118,17 @@ def test_podman_goes_on_with_it(guest: Guest) -> None:
     ]
     guest.shell("podman start web")
     assert guest.shell("podman ps --format '{{.Names}}'").split() == ["web"]
+
+
+def test_docker_s_were_stopped_and_started(guest: Guest) -> None:
+    report = json.loads(guest.command("report", "--json").out)
+    jsonschema.Draft202012Validator(SCHEMA).validate(report)
+    assert report["outcome"] == "upgraded", report["reason"]
+    found = {c["name"]: c for c in report["containers"] if c["engine"] == "docker"}
+    assert {name: c["outcome"] for name, c in found.items()} == {"db": "restarted", "front": "restarted"}
+    states = docker(guest)
+    assert states.keys() == found.keys()
+    for name, container in found.items():
+        assert container["downtime_seconds"] > report["downtime_seconds"]
+        assert report["started_at"] < states[name]["FinishedAt"] < states[name]["StartedAt"]
+    assert guest.shell("ls /var/lib/seamless-upgrade").split().count("cold.json") == 0

@@ -76,6 +76,7 @@ def request(options: argparse.Namespace) -> Request:
         cgroups=tuple(options.cgroup),
         units=tuple(options.unit),
         all=options.all,
+        cold=tuple(dict.fromkeys(options.cold)),
         quiesce=options.quiesce,
         gather=options.gather,
         pages=options.pages,

@@ -87,6 +87,7 @@ def _parser() -> Parser:
     _verb(verbs, "execute", "carry out the request (called by the unit)")
     _verb(verbs, "frames", "bring the frames ranges online (called by the unit)")
     _verb(verbs, "pages", "bring the restored containers' memory (called by the unit)")
+    _verb(verbs, "cold", "start the containers that an upgrade has stopped (called by the unit)")
     _verb(verbs, "recover", "undo what is left of an upgrade that did not jump")
     _rehearse_options(_verb(verbs, "rehearse", "try an upgrade in a virtual machine"))
     _bench_options(_verb(verbs, "bench", "compare ways to replace a kernel, in virtual machines"))
@@ -141,6 +142,13 @@ def _upgrade_options(verb: Parser) -> None:
     )
     verb.add_argument(
         "--all", action="store_true", help="preserve every running container of podman, crun and runc"
+    )
+    verb.add_argument(
+        "--cold",
+        choices=("docker",),
+        action="append",
+        default=[],
+        help="stop the containers of this engine before the jump, and start them after it",
     )
     verb.add_argument(
         "--pages",

@@ -74,6 +74,8 @@ def _state(host: Host) -> str:
         return "restoring"
     if not restored and unit.state(paths.RESTORE_UNIT) in ("activating", "inactive"):
         return "restoring"
+    if host.exists(os.fspath(paths.COLD)) and unit.state(paths.COLD_UNIT) in ("activating", "inactive"):
+        return "restoring"
     # the report is written, the ranges are being given back
     ending = session is not None and host.exists(os.fspath(paths.PLAN))
     if ending and cgroup.is_populated(host, f"/system.slice/{paths.RESTORE_UNIT}"):

@@ -5,8 +5,8 @@ The report is the edge of the program: durations are seconds here, except in CRI
 CRIU's names and microseconds. Imports stay light, because the new kernel writes the report in the downtime.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Self
@@ -46,6 +46,9 @@ class ContainerOutcome(StrEnum):
 
     RESTORED = "restored"
     COLD_STARTED = "cold-started"
+    """It could not be restored."""
+    RESTARTED = "restarted"
+    """It was stopped before the jump and started after it, as it had been asked for."""
     LOST = "lost"
 
 
@@ -165,9 +168,17 @@ class Report:
             }
         )
 
+    def degraded(self, errors: Sequence[str]) -> "Report":
+        """Return the report of an upgrade in which more went wrong; the same one without errors."""
+        if not errors:
+            return self
+        reason = "; ".join([*([self.reason] if self.reason else []), *errors])
+        return replace(self, outcome=Outcome.DEGRADED, reason=reason)
+
     def not_restored(self) -> tuple[ContainerReport, ...]:
         """Return the containers that did not come back as they were."""
-        return tuple(c for c in self.containers if c.outcome is not ContainerOutcome.RESTORED)
+        as_asked = (ContainerOutcome.RESTORED, ContainerOutcome.RESTARTED)
+        return tuple(c for c in self.containers if c.outcome not in as_asked)
 
 
 def _plain(record: Phase | ContainerReport | Report) -> Json:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Where reports are kept: one JSON file each in a directory, named by the upgrade's id."""
 
+import fcntl
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from upgrade import files
@@ -27,6 +30,21 @@ def save(directory: Path, report: Report) -> Path:
             hint="make room or make the directory writable; the upgrade itself is not affected",
         ) from e
     return file
+
+
+def change(directory: Path, id: str, how: Callable[[Report], Report]) -> Report:
+    """Change a report that others may change at the same time; return what it is now.
+
+    :raises UpgradeError: where it is missing or damaged, or cannot be written
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        report = how(load(directory, id))
+        save(directory, report)
+        return report
+    finally:
+        os.close(descriptor)
 
 
 def load(directory: Path, id: str | None = None) -> Report:

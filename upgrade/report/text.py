@@ -73,9 +73,13 @@ def _headline(report: Report, paint: Paint) -> list[str]:
     if report.reason:
         lines += textwrap.wrap(report.reason, WIDTH)
     if report.containers:
-        back = len(report.containers) - len(report.not_restored())
+        restarted = sum(c.outcome is ContainerOutcome.RESTARTED for c in report.containers)
+        preserved = len(report.containers) - restarted
+        back = preserved - len(report.not_restored())
         away = f"{seconds(report.downtime_seconds)} ± {seconds(report.downtime_error_seconds)}"
-        lines.append(f"{back} of {_count(len(report.containers), 'container')} restored, away for {away}")
+        lines.append(f"{back} of {_count(preserved, 'container')} restored, away for {away}")
+        if restarted:
+            lines.append(f"{_count(restarted, 'container')} stopped before and started after it")
     if report.pages_total:
         total = report.pages_total * PAGE_BYTES
         lines.append(

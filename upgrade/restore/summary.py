@@ -97,26 +97,21 @@ def complete(clock: Clock, arrived: Arrival, memory: Mapping[str, Memory], statu
             reason="; ".join(reasons) or None,
         )
 
-    report = store.load(paths.REPORTS, session.id)
-    report = replace(report, containers=tuple(map(completed, report.containers)))
     errors = [f"{name}: {found.error}" for name, found in memory.items() if found.error]
-    return _degraded(report, errors)
+
+    def change(report: Report) -> Report:
+        report = replace(report, containers=tuple(map(completed, report.containers)))
+        return report.degraded(errors)
+
+    report = store.change(paths.REPORTS, session.id, change)
+    for error in errors:
+        print(error, file=sys.stderr)
+    return _status(report)
 
 
 def warn(session: Session, text: str) -> None:
     """Add a warning to the report."""
-    report = store.load(paths.REPORTS, session.id)
-    store.save(paths.REPORTS, replace(report, warnings=(*report.warnings, text)))
-
-
-def _degraded(report: Report, errors: Sequence[str]) -> ExitStatus:
-    if errors:
-        reason = "; ".join([*([report.reason] if report.reason else []), *errors])
-        report = replace(report, outcome=Outcome.DEGRADED, reason=reason)
-    store.save(paths.REPORTS, report)
-    for error in errors:
-        print(error, file=sys.stderr)
-    return _status(report)
+    store.change(paths.REPORTS, session.id, lambda report: replace(report, warnings=(*report.warnings, text)))
 
 
 def _status(report: Report) -> ExitStatus:

@@ -27,7 +27,7 @@ PATTERNS = {
     "virtual machine": re.compile(r"/machine-qemu(?P<id>[^/]+)\.scope$"),
 }
 START = {
-    "docker": "docker ps; give them --restart=always or start them afterwards",
+    "docker": "--cold docker stops them properly and starts them again",
     "podman": "podman ps; give them units of systemd or start them afterwards",
     "Kubernetes": "kubectl drain this node, or let the kubelet start them again",
 }
@@ -51,7 +51,11 @@ def forgotten(situation: Situation) -> Iterator[Finding]:
         others = [c.name for c in _available(engine) if not _inside(c.cgroup, kept) and c.cgroup not in seen]
         found.setdefault(engine.name, []).extend(others)
     for kind, names in sorted(found.items()):
-        if names:
+        if names and kind in situation.request.cold:
+            yield passed(
+                kind, f"{len(names)} are stopped before the jump and started after it", cgroup.MOUNT_POINT
+            )
+        elif names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             yield warned(
                 kind,
