@@ -25,6 +25,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PACKAGES = {
     "apt-get": "apt",
     "busctl": "systemd",
+    "docker": "docker-cli",
     "dpkg-deb": "dpkg",
     "ip": "iproute2",
     "kexec": "kexec-tools",

@@ -290,6 +290,7 @@ def test_every_action_survives_being_undone_when_nothing_was_done(
         "swap_limits": {"limits": {}},
         "unswap": {"device": str(tmp_path / "never")},
         "forget_units": {"session": "never"},
+        "start_cold": {"file": str(tmp_path / "never")},
         "remove_file": {"path": "/never"},
     }
     if action == "thaw_filesystem" and os.geteuid() != 0:
