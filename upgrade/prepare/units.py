@@ -24,6 +24,7 @@ ENABLED = (
     paths.FRAMES_UNIT,
     paths.RESTORE_UNIT,
     "seamless-upgrade-restored.service",
+    paths.COLD_UNIT,
     "seamless-upgrade-history.service",
     pidfloor.UNIT,
 )
