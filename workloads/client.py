@@ -156,6 +156,9 @@ class Probe:
             self._wait(connection, 0.2)
         if self.replies < self.requests:
             self._error(f"{self.requests - self.replies} requests without a reply at the end")
+        self._note_retransmits(connection)
+
+    def _note_retransmits(self, connection: socket.socket) -> None:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         self.retransmits = struct.unpack_from("=I", info, 100)[0]  # tcpi_total_retrans
 
@@ -204,6 +207,33 @@ class Probe:
         if self.record:
             self.record.write(f"{self.replies} {now:.6f} {wall:.6f} {wrong or 'ok'}\n")
         self.replies += 1
+
+
+class Listener(Probe):
+    """A probe that mostly listens: it sends only when ``wants`` says so, and counts the pieces that come.
+
+    :param encode: the bytes of request number ``n``, from 0
+    :param check: what is wrong with piece number ``n`` of what came, or None
+    """
+
+    def __init__(
+        self,
+        name: str,
+        guest_port: int,
+        encode: Callable[[int], bytes],
+        decode: Decode,
+        check: Callable[[int, object], str | None],
+        wants: Callable[[], bool],
+    ) -> None:
+        super().__init__(name, guest_port, encode, decode, check)
+        self.wants = wants
+
+    def _talk(self, connection: socket.socket) -> None:
+        while not self.stopping:
+            if self.wants():
+                self._send(connection)
+            self._wait(connection, 0.5)
+        self._note_retransmits(connection)
 
 
 def run(probe: Probe) -> None:
