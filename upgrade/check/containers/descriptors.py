@@ -23,6 +23,13 @@ KNOWN = frozenset({"[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signal
 BPF_MAP, PIDFD = "bpf-map", "[pidfd]"
 BPF_MAP_KINDS = {1: "hash", 2: "array"}  # include/uapi/linux/bpf.h; criu/bpfmap.c takes these two
 REMEDY = "stop what uses it (for the time of the upgrade), or leave the container out"
+# Where there is better advice. libuv has one for its epoll whatever UV_USE_IO_URING says (libuv#4638).
+REMEDIES = {
+    "[io_uring]": (
+        "start it where io_uring is forbidden (sysctl kernel.io_uring_disabled=2, or a seccomp filter as podman's "
+        "and Docker's), switch it off in its configuration, or leave the container out"
+    ),
+}
 NAMESPACE = re.compile(r"(?P<kind>[a-z_]+):\[\d+\]")
 CRIU = "/usr/sbin/criu"
 WHAT = {
@@ -67,6 +74,7 @@ def _of_process(host: Host, process: Process, members: Sequence[Process]) -> Ite
                 yield told(
                     what=f"{each.what} is {WHAT.get(kind, kind)}",
                     reason="CRIU cannot dump this kind of descriptor",
+                    remedy=REMEDIES.get(kind, REMEDY),
                 )
         elif namespace and namespace["kind"] not in ("socket", "pipe"):
             known = {link for one in members for link in one.namespaces.values()}
