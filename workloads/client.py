@@ -52,6 +52,7 @@ class Probe:
 
     :param encode: the bytes of request number ``n``, from 0
     :param check: what is wrong with the reply to request ``n``, or None
+    :param period_seconds: from one request to the next; for what has much to do for one, in an emulated machine
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Probe:
         encode: Callable[[int], bytes],
         decode: Decode,
         check: Callable[[int, object], str | None],
+        period_seconds: float = PERIOD_SECONDS,
     ) -> None:
         self.name = name
+        self.period_seconds = period_seconds
         self.address = (os.environ.get("PROBE_HOST", "127.0.0.1"), port(guest_port))
         self.encode, self.decode, self.check = encode, decode, check
         self.errors: list[str] = []
@@ -102,7 +105,7 @@ class Probe:
             "replies": self.replies,
             "requests": self.requests,
             "largest_gap_seconds": round(self.largest_gap, 4),
-            "period_seconds": PERIOD_SECONDS,
+            "period_seconds": self.period_seconds,
             "gap_at": self.gap_at,
             "connected_at": self.connected_at,
             "retransmits": self.retransmits,
@@ -148,7 +151,7 @@ class Probe:
         while not self.stopping:
             if time.monotonic() >= due:
                 self._send(connection)
-                due = max(due + PERIOD_SECONDS, time.monotonic())
+                due = max(due + self.period_seconds, time.monotonic())
             self._wait(connection, due - time.monotonic())
         self._send(connection)
         deadline = time.monotonic() + LAST_REPLY_SECONDS
