@@ -49,6 +49,7 @@ CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWNET: Final = 0x40000000
 
 # include/uapi/linux/kcmp.h
+KCMP_FILE: Final = 0
 KCMP_VM: Final = 1
 KCMP_FILES: Final = 2
 KCMP_FS: Final = 3
@@ -329,6 +330,12 @@ def comparer() -> Callable[[int, int, int], int]:
         return (0, -1, 1, 1)[result]
 
     return compare
+
+
+def is_same_file(pid: int, number: int, other: int, of_other: int) -> bool:
+    """Tell whether descriptors of two processes are of one open file (kcmp(2))."""
+    numbers = ctypes.c_ulong(number), ctypes.c_ulong(of_other)
+    return libc.call("kcmp", SYS_KCMP, pid, other, KCMP_FILE, *numbers) == 0
 
 
 def is_watched(pid: int, number: int, epoll: int, watched: int, earlier: int) -> bool:

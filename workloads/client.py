@@ -52,6 +52,7 @@ class Probe:
 
     :param encode: the bytes of request number ``n``, from 0
     :param check: what is wrong with the reply to request ``n``, or None
+    :param period_seconds: from one request to the next; for what has much to do for one, in an emulated machine
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Probe:
         encode: Callable[[int], bytes],
         decode: Decode,
         check: Callable[[int, object], str | None],
+        period_seconds: float = PERIOD_SECONDS,
     ) -> None:
         self.name = name
+        self.period_seconds = period_seconds
         self.address = (os.environ.get("PROBE_HOST", "127.0.0.1"), port(guest_port))
         self.encode, self.decode, self.check = encode, decode, check
         self.errors: list[str] = []
@@ -102,7 +105,7 @@ class Probe:
             "replies": self.replies,
             "requests": self.requests,
             "largest_gap_seconds": round(self.largest_gap, 4),
-            "period_seconds": PERIOD_SECONDS,
+            "period_seconds": self.period_seconds,
             "gap_at": self.gap_at,
             "connected_at": self.connected_at,
             "retransmits": self.retransmits,
@@ -148,7 +151,7 @@ class Probe:
         while not self.stopping:
             if time.monotonic() >= due:
                 self._send(connection)
-                due = max(due + PERIOD_SECONDS, time.monotonic())
+                due = max(due + self.period_seconds, time.monotonic())
             self._wait(connection, due - time.monotonic())
         self._send(connection)
         deadline = time.monotonic() + LAST_REPLY_SECONDS
@@ -156,6 +159,9 @@ class Probe:
             self._wait(connection, 0.2)
         if self.replies < self.requests:
             self._error(f"{self.requests - self.replies} requests without a reply at the end")
+        self._note_retransmits(connection)
+
+    def _note_retransmits(self, connection: socket.socket) -> None:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         self.retransmits = struct.unpack_from("=I", info, 100)[0]  # tcpi_total_retrans
 
@@ -204,6 +210,33 @@ class Probe:
         if self.record:
             self.record.write(f"{self.replies} {now:.6f} {wall:.6f} {wrong or 'ok'}\n")
         self.replies += 1
+
+
+class Listener(Probe):
+    """A probe that mostly listens: it sends only when ``wants`` says so, and counts the pieces that come.
+
+    :param encode: the bytes of request number ``n``, from 0
+    :param check: what is wrong with piece number ``n`` of what came, or None
+    """
+
+    def __init__(
+        self,
+        name: str,
+        guest_port: int,
+        encode: Callable[[int], bytes],
+        decode: Decode,
+        check: Callable[[int, object], str | None],
+        wants: Callable[[], bool],
+    ) -> None:
+        super().__init__(name, guest_port, encode, decode, check)
+        self.wants = wants
+
+    def _talk(self, connection: socket.socket) -> None:
+        while not self.stopping:
+            if self.wants():
+                self._send(connection)
+            self._wait(connection, 0.5)
+        self._note_retransmits(connection)
 
 
 def run(probe: Probe) -> None:

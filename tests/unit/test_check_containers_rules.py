@@ -386,6 +386,7 @@ def test_odd_descriptors(machine: Machine, link: str, information: str, word: st
     assert f"PID {PID} (task): descriptor 5" in found.seen
     assert word in found.seen
     assert found.source == f"/proc/{PID}/fd/5"
+    assert ("kernel.io_uring_disabled" in found.remedy) == (word == "io_uring")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,33 @@ def test_a_directory_of_its_own_comes_back_whole(memory: Path, tmp_path: Path) -
     assert (own / "link").read_text() == "x"
 
 
+def test_the_directory_of_a_socket_with_a_name_comes_back(memory: Path, tmp_path: Path) -> None:
+    for name in ("pool", "gone", "elsewhere"):
+        (memory / name).mkdir(mode=0o700)
+    script = """
+import os, socket, sys
+sockets = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+sockets[0].bind(sys.argv[1] + "/pool/listener")
+sockets[1].bind(sys.argv[1] + "/gone/listener"); os.unlink(sys.argv[1] + "/gone/listener")
+sockets[2].bind("\\0" + sys.argv[1] + "/elsewhere/listener")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", script, str(memory)]
+    with subprocess.Popen(
+        command, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        volatile.save(Host(), [process.pid], [], tmp_path)
+        process.stdin.close()
+    shutil.rmtree(memory)
+    back.restore(Host(), tmp_path)
+    assert facts(memory).keys() == {str(memory / "pool")}
+    assert (memory / "pool").stat().st_mode & 0o777 == 0o700
+
+
 def test_what_the_boot_has_made_is_left_alone(memory: Path, tmp_path: Path) -> None:
     (memory / "file").write_text("old")
     volatile.save(Host(), [], [str(memory / "file")], tmp_path)

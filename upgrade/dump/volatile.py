@@ -3,7 +3,8 @@
 
 They end with the kernel, and CRIU opens files by their names. So they are copied beside the images while the tasks
 stand still: those that a task has open, mapped or stands in, with the directories they lie in, and whole directories
-that belong to the tasks. ``upgrade/restore/volatile.py`` puts them back.
+that belong to the tasks. Of a unix socket with a name the directory is copied: CRIU binds the socket there again.
+``upgrade/restore/volatile.py`` puts them back.
 """
 
 import json
@@ -66,17 +67,36 @@ def _used(host: Host, pids: Iterable[int], mounts: Sequence[Mount]) -> Iterator[
 
     Only what is in memory is looked at closer: a file system whose server stands still, too, would not answer.
     """
+    bound: dict[str, dict[str, str]] = {}
     for pid in pids:
+        sockets = _bound(host, pid, bound)
         links = [f"/proc/{pid}/cwd"]
         for directory in ("fd", "map_files"):
             links += [f"/proc/{pid}/{directory}/{name}" for name in host.list(f"/proc/{pid}/{directory}")]
         for link in links:
             with suppress(OSError):
                 path = os.readlink(host.path(link))
-                if is_in_memory(path, mounts):
+                if path in sockets:
+                    path = sockets[path]
+                    if is_in_memory(path, mounts) and stat.S_ISSOCK(host.path(path).lstat().st_mode):
+                        yield os.path.dirname(path)
+                elif is_in_memory(path, mounts):
                     held, there = host.path(link).stat(), host.path(path).lstat()
                     if (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino):
                         yield path
+
+
+def _bound(host: Host, pid: int, known: dict[str, dict[str, str]]) -> Mapping[str, str]:
+    """Return the names of the unix sockets in a task's network namespace by what ``/proc/PID/fd`` calls them."""
+    try:
+        namespace = os.readlink(host.path(f"/proc/{pid}/ns/net"))
+    except OSError:  # it has ended
+        return {}
+    if namespace not in known:
+        rows = (line.split(maxsplit=7) for line in host.read_or(f"/proc/{pid}/net/unix", "").splitlines())
+        names = {f"socket:[{row[6]}]": row[7] for row in rows if len(row) == 8}
+        known[namespace] = {link: name for link, name in names.items() if name.startswith("/")}
+    return known[namespace]
 
 
 def is_in_memory(path: str, mounts: Sequence[Mount]) -> bool:

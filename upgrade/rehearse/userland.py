@@ -53,6 +53,8 @@ class Recipe:
             f"--include={','.join(self.packages)}",
             '--aptopt=Apt::Install-Recommends "0"',
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
+            # Java's alternatives are links to manual pages, in a directory that nobody makes without any
+            '--essential-hook=mkdir -p "$1/usr/share/man/man1"',
             "--format=tar",
             SUITES[0],
             str(target),

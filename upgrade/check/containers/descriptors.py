@@ -9,6 +9,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 from upgrade import linux
@@ -23,6 +24,13 @@ KNOWN = frozenset({"[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signal
 BPF_MAP, PIDFD = "bpf-map", "[pidfd]"
 BPF_MAP_KINDS = {1: "hash", 2: "array"}  # include/uapi/linux/bpf.h; criu/bpfmap.c takes these two
 REMEDY = "stop what uses it (for the time of the upgrade), or leave the container out"
+# Where there is better advice. libuv has one for its epoll whatever UV_USE_IO_URING says (libuv#4638).
+REMEDIES = {
+    "[io_uring]": (
+        "start it where io_uring is forbidden (sysctl kernel.io_uring_disabled=2, or a seccomp filter as podman's "
+        "and Docker's), switch it off in its configuration, or leave the container out"
+    ),
+}
 NAMESPACE = re.compile(r"(?P<kind>[a-z_]+):\[\d+\]")
 CRIU = "/usr/sbin/criu"
 WHAT = {
@@ -62,11 +70,12 @@ def _of_process(host: Host, process: Process, members: Sequence[Process]) -> Ite
             if kind == BPF_MAP:
                 yield from _bpf_map(host, process, each)
             elif kind == "[eventpoll]":
-                yield from _eventpoll(process, each)
+                yield from _eventpoll(process, each, members)
             elif kind not in KNOWN:
                 yield told(
                     what=f"{each.what} is {WHAT.get(kind, kind)}",
                     reason="CRIU cannot dump this kind of descriptor",
+                    remedy=REMEDIES.get(kind, REMEDY),
                 )
         elif namespace and namespace["kind"] not in ("socket", "pipe"):
             known = {link for one in members for link in one.namespaces.values()}
@@ -121,7 +130,7 @@ def _criu_knows_bpf(host: Host) -> bool:
         return True
 
 
-def _eventpoll(process: Process, each: Descriptor) -> Iterator[Trouble]:
+def _eventpoll(process: Process, each: Descriptor, members: Sequence[Process]) -> Iterator[Trouble]:
     """Look for watched files that the process itself has not open any more (criu/eventpoll.c)."""
     numbers = {one.number for one in process.descriptors}
     seen: Counter[int] = Counter()
@@ -137,6 +146,8 @@ def _eventpoll(process: Process, each: Descriptor) -> Iterator[Trouble]:
         inode = int(fields.get("ino", "0"), 16)
         known = (one for one in process.descriptors if _inode(one) == inode)
         if not any(_is_watched(process, one, each, watched, seen[watched] - 1) for one in known):
+            if _is_dumped_before(process, each, members):
+                return
             yield Trouble(
                 process,
                 f"{each.what} is an epoll that watches descriptor {watched}, which is closed",
@@ -145,6 +156,34 @@ def _eventpoll(process: Process, each: Descriptor) -> Iterator[Trouble]:
                 "have the program take it out of the epoll before it closes it (EPOLL_CTL_DEL), or restart it",
             )
             return
+
+
+def _is_dumped_before(process: Process, each: Descriptor, members: Sequence[Process]) -> bool:
+    """Tell whether an earlier process has the same open file: CRIU dumps it there, with what that one has open.
+
+    An epoll that was inherited watches what its maker has registered since.
+    """
+    for other in _as_dumped(members):
+        if other is process:
+            break
+        for one in other.descriptors:
+            if one.link == each.link:
+                with suppress(OSError):  # it is closed by now
+                    if linux.is_same_file(other.pid, one.number, process.pid, each.number):
+                        return True
+    return False
+
+
+def _as_dumped(members: Sequence[Process]) -> list[Process]:
+    """Return processes in CRIU's order: each before its children, and all below a child before the next one."""
+    by_pid = {process.pid: process for process in members}
+    waiting = [process for process in reversed(members) if process.pid == process.container.root_pid]
+    found = []
+    while waiting:
+        process = waiting.pop()
+        found.append(process)
+        waiting += [by_pid[pid] for pid in reversed(process.children) if pid in by_pid]
+    return found
 
 
 def _is_watched(process: Process, one: Descriptor, epoll: Descriptor, watched: int, earlier: int) -> bool:
