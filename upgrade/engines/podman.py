@@ -10,23 +10,24 @@ late in the boot.
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from upgrade import cgroup, paths
+from upgrade import cgroup, files, paths
 from upgrade.criu import log_errors
-from upgrade.engines import bus, health, podman_inspect
+from upgrade.engines import health, podman_command, podman_inspect, podman_state, podman_unit
 from upgrade.engines.base import RESTORED, Container, Images, Unlock
 from upgrade.engines.crun import CrunEngine
 from upgrade.engines.oci import has_tasks, refuse_state, strangers
+from upgrade.engines.podman_command import COMMAND_S
 from upgrade.engines.runc import RuncEngine
 from upgrade.errors import Refusal, UpgradeError
 from upgrade.host import Host
-from upgrade.process import run, run_detaching
+from upgrade.process import run
 
-COMMAND_S = 120
 CHECK_S = 10.0
 CHECK_POLL_S = 0.05
 # podman's names, which its restore looks for in the container's own directory
@@ -83,9 +84,22 @@ class PodmanEngine:
                 subject=container.name,
                 hint="start it without --ipc host",
             )
+        if container.data["removed"]:
+            self._refuse_unknown_state(container)
+        service = podman_unit.of(self.host, found[0], container)
         self._let_check_end(container)
         refuse_state(self.host, container, "podman unpause", "podman exec")
-        return container
+        return replace(container, data={**container.data, "service": service})
+
+    def _refuse_unknown_state(self, container: Container) -> None:
+        file = container.data["database"]
+        if not podman_state.runs(self.host, file, container.data["id"]):
+            raise Refusal(
+                f"was started with --rm, and {file} does not say that it runs: podman would remove it when it finds "
+                "a new kernel",
+                subject=container.name,
+                hint="start it without --rm",
+            )
 
     def _let_check_end(self, container: Container) -> None:
         """Wait for a health check: it runs in the container, but ends soon (and none begins in a host at rest)."""
@@ -134,6 +148,10 @@ class PodmanEngine:
                 "shm": podman_inspect.shm(self.host, inspected["StaticDir"]),
                 "health": health.of(inspected),
                 "places": podman_inspect.places(self.host, inspected),
+                "cidfiles": podman_inspect.cid_files(inspected),
+                "removed": podman_inspect.is_removed(inspected),
+                "again": podman_inspect.again(inspected),
+                "database": podman_state.database(inspected),
             },
         )
 
@@ -170,6 +188,12 @@ class PodmanEngine:
             with tarfile.open(images.directory / SHM_ARCHIVE, "w", format=tarfile.GNU_FORMAT) as archive:
                 archive.add(self.host.path(container.data["shm"]), ".")
 
+    def expect(self, containers: Sequence[Container]) -> None:
+        """Have podman's first call in this boot spare those that it would remove."""
+        for file in {each.data["database"] for each in containers if each.data["removed"]}:
+            ids = [e.data["id"] for e in containers if e.data["removed"] and e.data["database"] == file]
+            podman_state.keep(self.host, file, ids)
+
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Let podman restore; it returns when the tasks run."""
         directory = Path(container.data["directory"])
@@ -181,44 +205,58 @@ class PodmanEngine:
             _link(self.host.path(os.fspath(directory / name)), target)
         for place, is_directory in container.data["places"]:
             _make_place(self.host.path(place), is_directory)
+        for file in container.data["cidfiles"]:
+            files.write(self.host.path(file), container.data["id"])
         # Its first call in a boot takes longest, and needs no bus: meanwhile that comes.
         run(["podman", "container", "exists", container.data["id"]], check=False)
-        # Without --keep it removes these links afterwards, and its log.
-        command = ["container", "restore", "--tcp-established", "--file-locks", container.data["id"]]
+        opened = [False]
+
+        def unlock_once() -> None:
+            if not opened[0]:
+                unlock()
+            opened[0] = True
+
         try:
-            self._call(command, images.work / "podman.log", images.timeout_s or COMMAND_S)
+            if container.service is not None:
+                podman_unit.restore(self.host, container, images, unlock_once)
+            else:
+                podman_command.restore(self.host, container.data["id"], images)
             (images.work / RESTORED).touch()
             self._remove_links(container)
         except UpgradeError as e:
             criu = log_errors(self.host.path(os.fspath(directory / "restore.log")))
             raise UpgradeError("; ".join([e.message, *criu]), subject="podman") from e
-        unlock()
+        unlock_once()
         if container.data["health"]:
             health.start(container.data["id"], *container.data["health"])
         runtime, inner = self._inner(container)
         return runtime.read(inner.name).root_pid
 
     def cold_start(self, container: Container) -> bool:
-        """Start the container afresh, as after any boot."""
+        """Start the container afresh, as after any boot; one that podman has removed is made anew."""
         log = paths.RUNTIME / f"podman-{container.name}.log"
-        self._call(["start", container.data["id"]], log, COMMAND_S)
-        return True
-
-    def _call(self, words: list[str], log: Path, timeout_s: float) -> None:
-        """Run podman, whose conmon inherits its standard streams: nobody can wait for the end of a pipe."""
-        bus.wait(self.host)
-        command = ["sh", "-c", 'log=$1 && shift && exec "$@" >"$log" 2>&1', "sh", os.fspath(log), "podman"]
-        status = run_detaching([*command, *words], timeout=timeout_s)
-        if status != 0:
-            lines = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
-            raise UpgradeError(" | ".join(lines) or f"exit status {status}", subject="podman")
+        identity: str = container.data["id"]
+        words = ["start", identity]
+        if container.service is not None:
+            podman_unit.start(container.service[0])
+            return True
+        if container.data["removed"]:  # by now, or as soon as podman's cleanup gets to it
+            run(["podman", "rm", "--force", "--ignore", "--time", "0", identity], timeout=COMMAND_S)
+            words = container.data["again"]
+        if words:
+            podman_command.call(self.host, words, log, COMMAND_S)
+        return bool(words)
 
     def clean_up(self, container: Container) -> None:
         """End what a failed restore left, and take our images away from podman."""
         with suppress(UpgradeError):  # it does not answer in time: its tasks are killed nevertheless
             run(["podman", "kill", container.data["id"]], check=False, timeout=COMMAND_S)
         cgroup.kill(self.host, container.cgroup)
+        if container.service is not None:
+            podman_unit.clean_up(self.host, container.service[0])
         self._remove_links(container)
+        for file in container.data["cidfiles"]:  # podman would not start another one with this
+            self.host.path(file).unlink(missing_ok=True)
 
     def _remove_links(self, container: Container) -> None:
         for name in (CHECKPOINT, NETWORK_STATUS, SHM_ARCHIVE):
