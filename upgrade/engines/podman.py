@@ -10,7 +10,7 @@ late in the boot.
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from upgrade import cgroup, files, paths
 from upgrade.criu import log_errors
-from upgrade.engines import health, podman_command, podman_inspect, podman_state, podman_unit
+from upgrade.engines import health, podman_command, podman_inspect, podman_pod, podman_state, podman_unit
 from upgrade.engines.base import RESTORED, Container, Images, Unlock
 from upgrade.engines.crun import CrunEngine
 from upgrade.engines.oci import has_tasks, refuse_state, strangers
@@ -86,10 +86,11 @@ class PodmanEngine:
             )
         if container.data["removed"]:
             self._refuse_unknown_state(container)
-        service = podman_unit.of(self.host, found[0], container)
+        pod = podman_pod.of(self.host, found[0], container, inspected, running)
+        service = {} if pod else podman_unit.of(self.host, found[0], container)
         self._let_check_end(container)
         refuse_state(self.host, container, "podman unpause", "podman exec")
-        return replace(container, data={**container.data, "service": service})
+        return replace(container, data={**container.data, "service": service, "pod": pod})
 
     def _refuse_unknown_state(self, container: Container) -> None:
         file = container.data["database"]
@@ -168,6 +169,11 @@ class PodmanEngine:
             data=container.data["options"],
         )
 
+    def _pid_of(self, container: Container) -> Callable[[str], int]:
+        """Return what tells of the root of a container of the same runtime."""
+        runtime, _ = self._inner(container)
+        return lambda identity: runtime.read(identity).root_pid
+
     def dump_options(self, container: Container, options: Any) -> None:
         """Ask for what its runtime asks for."""
         runtime, inner = self._inner(container)
@@ -182,6 +188,7 @@ class PodmanEngine:
 
     def capture(self, container: Container, images: Images) -> None:
         """Archive ``/dev/shm``: podman mounts it from the host, so that CRIU leaves it out."""
+        podman_pod.capture(container, images)
         if container.data["shm"]:
             import tarfile  # not for the new kernel's path
 
@@ -190,6 +197,7 @@ class PodmanEngine:
 
     def expect(self, containers: Sequence[Container]) -> None:
         """Have podman's first call in this boot spare those that it would remove."""
+        podman_pod.expect(containers)
         for file in {each.data["database"] for each in containers if each.data["removed"]}:
             ids = [e.data["id"] for e in containers if e.data["removed"] and e.data["database"] == file]
             podman_state.keep(self.host, file, ids)
@@ -205,6 +213,8 @@ class PodmanEngine:
             _link(self.host.path(os.fspath(directory / name)), target)
         for place, is_directory in container.data["places"]:
             _make_place(self.host.path(place), is_directory)
+        if container.data["pod"]:
+            podman_pod.await_turn(self.host, container, images.timeout_s, self._pid_of(container))
         for file in container.data["cidfiles"]:
             files.write(self.host.path(file), container.data["id"])
         # Its first call in a boot takes longest, and needs no bus: meanwhile that comes.
@@ -221,6 +231,8 @@ class PodmanEngine:
                 podman_unit.restore(self.host, container, images, unlock_once)
             else:
                 podman_command.restore(self.host, container.data["id"], images)
+            if container.data["pod"]:
+                podman_pod.arrived(container, self._pid_of(container))
             (images.work / RESTORED).touch()
             self._remove_links(container)
         except UpgradeError as e:
@@ -254,6 +266,8 @@ class PodmanEngine:
         cgroup.kill(self.host, container.cgroup)
         if container.service is not None:
             podman_unit.clean_up(self.host, container.service[0])
+        if container.data["pod"]:
+            podman_pod.failed(container, self._pid_of(container))
         self._remove_links(container)
         for file in container.data["cidfiles"]:  # podman would not start another one with this
             self.host.path(file).unlink(missing_ok=True)

@@ -22,12 +22,6 @@ def refuse_what_cannot_come_back(inspected: Inspected) -> None:
     name = inspected["Name"]
     configuration = inspected["HostConfig"]
     network = configuration["NetworkMode"].partition(":")[0]
-    if inspected.get("Pod") or inspected.get("IsInfra") or inspected.get("Dependencies"):
-        raise Refusal(
-            "shares namespaces with other containers (a pod), which is not supported yet",
-            subject=name,
-            hint="run it outside of a pod, on a network of its own, or leave it out",
-        )
     if inspected["Config"].get("Tty") and "runc" in inspected.get("OCIRuntime", ""):
         raise Refusal(
             "has a terminal (--tty), and the runtime runc",
@@ -40,7 +34,7 @@ def refuse_what_cannot_come_back(inspected: Inspected) -> None:
             subject=name,
             hint="start it with --log-driver journald or k8s-file",
         )
-    if network not in NETWORKS:
+    if network not in NETWORKS and not inspected.get("Dependencies"):  # of a pod: see there
         raise Refusal(
             f"has a network of the kind {network}, whose helper ends with this kernel",
             subject=name,
