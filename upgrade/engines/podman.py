@@ -4,7 +4,7 @@
 Restoring through podman sets up the storage, the network, conmon and podman's own records, so that its other commands
 work afterwards. podman believes that it made the checkpoint itself: what it writes beside CRIU's images is supplied
 (podman 5.4, libpod/container_internal_common.go, ``checkpoint`` and ``restore``). It needs systemd's bus, which comes
-late in the boot.
+late in the boot. Containers that are a service are in ``podman_unit``, those in pods in ``podman_pod``.
 """
 
 import json
