@@ -128,6 +128,7 @@ def test_each_knows_the_whole_pod(pod: Pod) -> None:
             "infra": IDS["infra"],
             "members": {identity: name for name, identity in IDS.items()},
             "ipc": IDS["infra"],
+            "locked": True,
         }
         assert container.service is None
     podman_pod.refuse_parts(list(found.values()))
@@ -218,6 +219,25 @@ def test_they_come_back_one_after_the_other(pod: Pod, tmp_path: Path, listening:
     assert all("delete table" in each for each in rules[1:])
     assert len(rules) > 1
     assert sorted(unlocked) == ["a", "b", "infra"]
+
+
+def test_the_host_s_network_is_not_locked(pod: Pod, tmp_path: Path, listening: None) -> None:
+    namespaces = [{"type": "pid"}, {"type": "ipc"}]
+    put_crun(
+        pod.machine,
+        IDS["infra"],
+        500,
+        annotations={"io.container.manager": "libpod"},
+        namespaces=namespaces,
+    )
+    pod.known = {"infra": inspected("infra", HostConfig={"NetworkMode": "host"})}
+    for name in ("a", "b"):
+        (pod.machine.root / "run/crun" / IDS[name] / "status").unlink()
+    pod.podman()
+    found = pod.find()["infra"]
+    assert not found.data["pod"]["locked"]
+    PodmanEngine(pod.machine.host).restore(found, images(tmp_path, "infra"), lambda: None)
+    assert pod.programs.calls("nsenter") == []
 
 
 def test_without_its_infra_container_none_is_restored(pod: Pod, tmp_path: Path, listening: None) -> None:

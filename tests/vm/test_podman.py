@@ -79,7 +79,9 @@ def test_what_docker_runs_is_refused_unless_it_may_be_stopped(guest: Guest) -> N
 def test_what_cannot_come_back_is_refused(guest: Guest) -> None:
     run = "podman run -d --volume /usr:/usr:ro"
     guest.shell(f"{run} --name entered localhost/podman-web /usr/bin/sleep 9999")
-    guest.shell(f"{run} --userns auto --name apart localhost/podman-web /usr/bin/sleep 9999")
+    guest.shell(
+        f"{run} --uidmap 0:100000:65536 --gidmap 0:100000:65536 --name apart localhost/podman-web /usr/bin/sleep 9999"
+    )
     guest.shell("podman exec -d entered /usr/bin/sleep 9999")
     for name, reason in (("entered", "podman exec"), ("apart", "user namespace")):
         answer = guest.upgrade("--container", name)

@@ -255,6 +255,7 @@ class PodmanEngine:
         if container.data["removed"]:  # by now, or as soon as podman's cleanup gets to it
             run(["podman", "rm", "--force", "--ignore", "--time", "0", identity], timeout=COMMAND_S)
             words = container.data["again"]
+        cgroup.remove(self.host, container.cgroup)  # crun makes it anew, and would not use another one
         if words:
             podman_command.call(self.host, words, log, COMMAND_S)
         return bool(words)

@@ -69,6 +69,7 @@ def of(
         "infra": infra,
         "members": {each["Id"]: each["Name"] for each in members},
         "ipc": _ipc_owner(host, container, infra, members, running),
+        "locked": not running[infra].host_network,
     }
 
 
@@ -173,7 +174,7 @@ def _join(host: Host, container: Container, pid: int) -> None:
 def arrived(container: Container, pid_of: Callable[[str], int]) -> None:
     """Note that a container is back, and lock or unlock the network inside of its pod."""
     pod = container.data["pod"]
-    if container.data["id"] == pod["infra"] and len(pod["members"]) > 1:
+    if container.data["id"] == pod["infra"] and pod["locked"]:
         _nft(pid_of(pod["infra"]), LOCK)
     _note(container, BACK, pid_of)
 
@@ -195,7 +196,7 @@ def _note(container: Container, state: str, pid_of: Callable[[str], int]) -> Non
     pod = container.data["pod"]
     files.write(_mark(container.data["id"]), state)
     states = {identity: files.read(_mark(identity)) for identity in pod["members"]}
-    if None not in states.values() and states[pod["infra"]] == BACK:
+    if pod["locked"] and None not in states.values() and states[pod["infra"]] == BACK:
         _nft(pid_of(pod["infra"]), f"table {TABLE}\ndelete table {TABLE}\n")
 
 
