@@ -8,17 +8,23 @@ late in the boot. Containers that are a service are in ``podman_unit``, those in
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from upgrade import cgroup, files, paths
+from upgrade import cgroup, paths
 from upgrade.criu import log_errors
-from upgrade.engines import health, podman_command, podman_inspect, podman_pod, podman_state, podman_unit
+from upgrade.engines import (
+    health,
+    podman_command,
+    podman_files,
+    podman_inspect,
+    podman_pod,
+    podman_state,
+    podman_unit,
+)
 from upgrade.engines.base import RESTORED, Container, Images, Unlock
 from upgrade.engines.crun import CrunEngine
 from upgrade.engines.oci import has_tasks, refuse_state, strangers
@@ -30,10 +36,6 @@ from upgrade.process import run
 
 CHECK_S = 10.0
 CHECK_POLL_S = 0.05
-# podman's names, which its restore looks for in the container's own directory
-CHECKPOINT = "checkpoint"
-NETWORK_STATUS = "network.status"
-SHM_ARCHIVE = "devshm-checkpoint.tar"
 
 
 class PodmanEngine:
@@ -184,7 +186,7 @@ class PodmanEngine:
         """Write what podman and its runtime read beside CRIU's images."""
         runtime, inner = self._inner(container)
         runtime.prepare_images(inner, images)
-        (images.directory / NETWORK_STATUS).write_text(json.dumps(container.data["networks"]))
+        (images.directory / podman_files.NETWORK_STATUS).write_text(json.dumps(container.data["networks"]))
 
     def capture(self, container: Container, images: Images) -> None:
         """Archive ``/dev/shm``: podman mounts it from the host, so that CRIU leaves it out."""
@@ -192,7 +194,9 @@ class PodmanEngine:
         if container.data["shm"]:
             import tarfile  # not for the new kernel's path
 
-            with tarfile.open(images.directory / SHM_ARCHIVE, "w", format=tarfile.GNU_FORMAT) as archive:
+            with tarfile.open(
+                images.directory / podman_files.SHM_ARCHIVE, "w", format=tarfile.GNU_FORMAT
+            ) as archive:
                 archive.add(self.host.path(container.data["shm"]), ".")
 
     def expect(self, containers: Sequence[Container]) -> None:
@@ -204,19 +208,9 @@ class PodmanEngine:
 
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Let podman restore; it returns when the tasks run."""
-        directory = Path(container.data["directory"])
-        for name, target in (
-            (CHECKPOINT, images.directory),
-            (NETWORK_STATUS, images.directory / NETWORK_STATUS),
-            (SHM_ARCHIVE, images.directory / SHM_ARCHIVE),
-        ):
-            _link(self.host.path(os.fspath(directory / name)), target)
-        for place, is_directory in container.data["places"]:
-            _make_place(self.host.path(place), is_directory)
+        podman_files.put(self.host, container, images)
         if container.data["pod"]:
             podman_pod.await_turn(self.host, container, images.timeout_s, self._pid_of(container))
-        for file in container.data["cidfiles"]:
-            files.write(self.host.path(file), container.data["id"])
         # Its first call in a boot takes longest, and needs no bus: meanwhile that comes.
         run(["podman", "container", "exists", container.data["id"]], check=False)
         opened = [False]
@@ -234,10 +228,12 @@ class PodmanEngine:
             if container.data["pod"]:
                 podman_pod.arrived(container, self._pid_of(container))
             (images.work / RESTORED).touch()
-            self._remove_links(container)
+            podman_files.remove_links(self.host, container)
         except UpgradeError as e:
-            criu = log_errors(self.host.path(os.fspath(directory / "restore.log")))
-            raise UpgradeError("; ".join([e.message, *criu]), subject="podman") from e
+            criu = log_errors(self.host.path(f"{container.data['directory']}/restore.log"))
+            raise UpgradeError(
+                "; ".join([e.message.removeprefix("podman: "), *criu]), subject="podman"
+            ) from e
         unlock_once()
         if container.data["health"]:
             health.start(container.data["id"], *container.data["health"])
@@ -269,13 +265,7 @@ class PodmanEngine:
             podman_unit.clean_up(self.host, container.service[0])
         if container.data["pod"]:
             podman_pod.failed(container, self._pid_of(container))
-        self._remove_links(container)
-        for file in container.data["cidfiles"]:  # podman would not start another one with this
-            self.host.path(file).unlink(missing_ok=True)
-
-    def _remove_links(self, container: Container) -> None:
-        for name in (CHECKPOINT, NETWORK_STATUS, SHM_ARCHIVE):
-            _unlink(self.host.path(f"{container.data['directory']}/{name}"))
+        podman_files.remove(self.host, container)
 
     def runs(self, container: Container) -> bool:
         """Ask its runtime's state."""
@@ -291,36 +281,7 @@ class PodmanEngine:
         return True
 
 
-def _link(place: Path, target: Path) -> None:
-    """Let a name lead to ``target``; what is there already, a checkpoint of somebody's own, is kept beside it."""
-    _unlink(place)
-    if place.exists():
-        place.rename(_aside(place))
-    if target.exists():
-        place.symlink_to(target)
-
-
-def _unlink(place: Path) -> None:
-    """Undo :func:`_link`."""
-    if place.is_symlink():
-        place.unlink()
-    if _aside(place).exists() and not place.exists():
-        _aside(place).rename(place)
-
-
-def _aside(place: Path) -> Path:
-    return place.with_name(f"{place.name}.before-upgrade")
-
-
 def _interfaces(pid: int) -> dict[str, str]:
     """Return the names of the network interfaces of a process by their addresses."""
     done = run(["nsenter", "--target", str(pid), "--net", "ip", "-json", "link"])
     return {link["address"]: link["ifname"] for link in json.loads(done.stdout) if "address" in link}
-
-
-def _make_place(place: Path, is_directory: bool) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if is_directory:
-        place.mkdir(exist_ok=True)
-    else:
-        place.touch()
