@@ -37,6 +37,7 @@ ContainerName=quad
 Volume=/usr:/usr:ro
 Volume=/root/kinds:/kinds:ro
 PublishPort=8090:80
+StopTimeout=1
 Exec=/usr/bin/python3 -IS /kinds/podman_kinds.py serve
 [Service]
 Restart=always
