@@ -6,6 +6,7 @@ Documentation/admin-guide/cgroup-v2.rst, "cgroup.freeze" and "cgroup.events".
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
@@ -94,6 +95,13 @@ def kill(host: Host, cgroup: str) -> None:
     """Have the kernel kill all tasks of a cgroup; nothing happens if it is gone."""
     if host.exists(path(cgroup, "cgroup.kill")):
         host.write(path(cgroup, "cgroup.kill"), "1")
+
+
+def remove(host: Host, cgroup: str) -> None:
+    """Remove a cgroup and all below it; those with tasks stay, and those above them."""
+    for each in reversed(tree(host, cgroup)):
+        with suppress(OSError):
+            host.path(path(each)).rmdir()
 
 
 def _unstopped(host: Host, cgroup: str) -> str:

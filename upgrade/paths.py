@@ -26,6 +26,7 @@ PAGES = RUNTIME / "pages.json"
 RUN_UNIT = "seamless-upgrade.service"
 FRAMES_UNIT = "seamless-upgrade-frames.service"
 RESTORE_UNIT = "seamless-upgrade-restore.service"
+RESTORED_UNIT = "seamless-upgrade-restored.service"
 PAGES_UNIT = "seamless-upgrade-pages.service"
 COLD_UNIT = "seamless-upgrade-cold.service"
 

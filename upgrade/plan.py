@@ -17,7 +17,7 @@ from upgrade.cold import record
 from upgrade.config import Config
 from upgrade.criu import Criu, CriuVersion
 from upgrade.dump import sockets
-from upgrade.engines import Container, Engine, engine, engines
+from upgrade.engines import Container, Engine, engine, engines, podman_pod
 from upgrade.errors import ExitStatus, Refusal, UpgradeError, UsageError
 from upgrade.host import Host
 from upgrade.kexec import cmdline, vdso_compare, vdso_find
@@ -180,6 +180,7 @@ def find_containers(host: Host, request: Request) -> list[Container]:
             raise Refusal(
                 "holds another preserved container", subject=one.name, hint="name only one of the two"
             )
+    podman_pod.refuse_parts(unique)
     return unique
 
 

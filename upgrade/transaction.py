@@ -236,11 +236,11 @@ class Transaction:
 
     def _spool_units(self, session: Session) -> None:
         """Leave on disk what makes the new kernel's systemd restore services."""
-        services = [d.container for d in session.containers if d.container.engine == "unit"]
+        services = [found for d in session.containers if (found := d.container.service)]
         if services:
             self.undo.push("forget_units", session=session.id)
-        for service in services:
-            dropin.spool(self.host, session.id, service.name, service.data)
+        for name, data in services:
+            dropin.spool(self.host, session.id, name, data)
 
     def _stop_cold(self, session: Session) -> None:
         from upgrade.cold import record
@@ -264,7 +264,7 @@ class Transaction:
 
     def _quiet_watchdogs(self, the_plan: Plan) -> None:
         """Keep systemd from ending services that cannot say in time that they live."""
-        if any(c.engine == "unit" and c.data["watchdog"] for c in the_plan.containers):
+        if any(found[1]["watchdog"] for c in the_plan.containers if (found := c.service)):
             self.undo.push("watchdogs")
             systemd.watchdogs(enabled=False)
 

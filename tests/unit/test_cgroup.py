@@ -77,3 +77,13 @@ def test_nobody_to_name(machine: Machine) -> None:
     machine.stubborn.add("/stuck")
     with pytest.raises(UpgradeError, match="not stopped: unknown"):
         cgroup.freeze(machine.host, ["/stuck"], 0.01)
+
+
+def test_what_has_tasks_is_not_removed(machine: Machine) -> None:
+    top = machine.root / "sys/fs/cgroup/pod"
+    for name in ("empty/deep", "busy"):
+        (top / name).mkdir(parents=True)
+    (top / "busy/cgroup.procs").write_text("7\n")  # rmdir(2) of it fails as that of a real one
+    cgroup.remove(machine.host, "/pod")
+    cgroup.remove(machine.host, "/gone")
+    assert sorted(p.name for p in top.iterdir()) == ["busy"]

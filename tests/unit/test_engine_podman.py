@@ -3,9 +3,11 @@
 
 import json
 import socket
+import sqlite3
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from builders.oci import put_crun
 from builders.programs import Programs
 
 from upgrade.criu import messages
-from upgrade.engines import bus, health
+from upgrade.engines import bus, health, podman_state
 from upgrade.engines.base import Images
 from upgrade.engines.podman import PodmanEngine
 from upgrade.errors import Refusal, UpgradeError
@@ -35,10 +37,19 @@ def inspected(identity: str, name: str, **other: Any) -> dict[str, Any]:
         "IsInfra": False,
         "Dependencies": [],
         "StaticDir": f"{STORAGE}/{identity}/userdata",
-        "Config": {"Labels": None, "Tty": False},
+        "Config": {
+            "Labels": None,
+            "Tty": False,
+            "CreateCommand": None,
+            "sdNotifyMode": "conmon",
+        },
+        "State": {"ConmonPid": 490},
+        "ConmonPidFile": f"/run/containers/{identity}/conmon.pid",
+        "OCIRuntime": "crun",
         "HostConfig": {
             "NetworkMode": "bridge",
             "AutoRemove": False,
+            "ContainerIDFile": "",
             "LogConfig": None,
             "IpcMode": "shareable",
         },
@@ -156,9 +167,8 @@ def test_all_running_ones_are_available(machine: Machine, podman: Podman, engine
     [
         ({"Pod": "5f"}, "pod"),
         ({"Dependencies": [OTHER]}, "shares namespaces"),
-        ({"AutoRemove": True}, "--rm"),
-        ({"Tty": True}, "terminal"),
-        ({"Labels": {"PODMAN_SYSTEMD_UNIT": "web.service"}}, "web.service"),
+        ({"AutoRemove": True}, "--rm"),  # podman's database knows nothing of it
+        ({"Tty": True, "OCIRuntime": "/usr/bin/runc"}, "terminal"),
         ({"NetworkMode": "slirp4netns:mtu=1500"}, "slirp4netns"),
         ({"NetworkMode": "ns:/run/netns/x"}, "ns"),
         ({"LogConfig": {"Type": "passthrough-tty"}}, "passthrough"),
@@ -285,6 +295,114 @@ def test_what_podman_says_is_told_and_its_links_are_removed(
     assert sorted(p.name for p in directory.iterdir()) == ["restore.log"]
     assert podman.programs.calls("podman")[-1] == ["podman", "kill", ID]
     assert machine.written(f"/sys/fs/cgroup/crun/{ID}/cgroup.kill") == ["1"]
+
+
+STATES = {"state": 3, "pid": 500, "netns": "/run/netns/x"}
+
+
+def put_database(machine: Machine, *ids: str) -> Path:
+    """Write the database that says of containers that they run, as podman 5.4 does."""
+    file = machine.file("/var/lib/containers/storage/db.sql", "")
+    with closing(sqlite3.connect(file)) as opened, opened:
+        opened.execute("CREATE TABLE ContainerState(ID TEXT PRIMARY KEY, State INTEGER, JSON TEXT NOT NULL)")
+        rows = [(identity, json.dumps(STATES).encode()) for identity in ids]
+        opened.executemany("INSERT INTO ContainerState VALUES (?, 1, ?)", rows)
+    return file
+
+
+def states(file: Path) -> dict[str, Any]:
+    with closing(sqlite3.connect(file)) as opened:
+        return {row[0]: json.loads(row[1]) for row in opened.execute("SELECT ID, JSON FROM ContainerState")}
+
+
+def test_podman_keeps_what_it_would_remove(machine: Machine, podman: Podman, engine: PodmanEngine) -> None:
+    podman.run(ID, "web", 500, AutoRemove=True)
+    podman.run(OTHER, "kept", 600)
+    file = put_database(machine, ID, OTHER)
+    found = [engine.find("web"), engine.find("kept")]
+    machine.file(podman_state.ALIVE, "")
+    engine.expect(found)
+    assert states(file) == {ID: STATES, OTHER: STATES}, "podman has seen this boot already"
+    machine.host.path(podman_state.ALIVE).unlink()
+    engine.expect(found)
+    assert states(file) == {ID: {**STATES, "state": 1}, OTHER: STATES}
+    engine.expect(found)
+    assert states(file)[ID]["state"] == 1
+
+
+@pytest.mark.parametrize("text", ["", "no database", '{"state": 6}'])
+def test_a_database_that_says_something_else_is_no_reason_to_remove(
+    machine: Machine, podman: Podman, engine: PodmanEngine, text: str
+) -> None:
+    podman.run(ID, "web", 500, AutoRemove=True)
+    if text.startswith("{"):
+        file = put_database(machine, ID)
+        with closing(sqlite3.connect(file)) as opened, opened:
+            opened.execute("UPDATE ContainerState SET JSON = ?", (text,))
+    elif text:
+        machine.file("/var/lib/containers/storage/db.sql", text)
+    with pytest.raises(Refusal, match=r"--rm.*db\.sql") as caught:
+        engine.find("web")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (
+            ["podman", "run", "--rm", "-p", "80:80", "tiny", "run"],
+            ["run", "--rm", "-p", "80:80", "tiny", "run"],
+        ),
+        (
+            ["podman", "--log-level=info", "container", "create", "x"],
+            ["--log-level=info", "container", "run", "x"],
+        ),
+    ],
+)
+def test_one_that_podman_has_removed_is_made_anew(
+    machine: Machine,
+    podman: Podman,
+    engine: PodmanEngine,
+    here: Path,
+    listening: None,
+    command: list[str],
+    expected: list[str],
+) -> None:
+    podman.run(ID, "web", 500, AutoRemove=True, CreateCommand=command)
+    put_database(machine, ID)
+    assert engine.cold_start(engine.find("web"))
+    removed, made = podman.programs.calls("podman")[-2:]
+    assert removed == ["podman", "rm", "--force", "--ignore", "--time", "0", ID]
+    place = expected.index("run") + 1
+    assert made == ["podman", *expected[:place], "--detach", *expected[place:]]
+
+
+def test_one_that_was_made_through_the_api_cannot_be_made_anew(
+    machine: Machine, podman: Podman, engine: PodmanEngine, here: Path
+) -> None:
+    podman.run(ID, "web", 500, AutoRemove=True)
+    put_database(machine, ID)
+    assert not engine.cold_start(engine.find("web"))
+
+
+def test_its_id_is_written_where_it_was(
+    machine: Machine, podman: Podman, engine: PodmanEngine, tmp_path: Path, listening: None
+) -> None:
+    podman.run(ID, "web", 500, ContainerIDFile="/run/web.cid")
+    found = engine.find("web")
+    engine.restore(found, made(tmp_path), lambda: None)
+    assert machine.host.read("/run/web.cid") == ID
+    engine.clean_up(found)
+    assert not machine.host.exists("/run/web.cid")
+    podman.run(ID, "web", 500, ContainerIDFile="/root/web.cid")
+    assert PodmanEngine(machine.host).find("web").data["cidfiles"] == []
+
+
+def test_a_terminal_comes_back(podman: Podman, engine: PodmanEngine) -> None:
+    podman.run(ID, "web", 500, Tty=True)
+    options = messages().criu_opts()
+    engine.dump_options(engine.find("web"), options)
+    assert options.orphan_pts_master
 
 
 def test_a_user_namespace_is_refused(machine: Machine, podman: Podman, engine: PodmanEngine) -> None:

@@ -8,14 +8,15 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.vm.conftest import WORKLOADS, Guest, Guests
-from tests.vm.test_rollback import end_task, start_task
+from tests.vm.conftest import PATIENCE_S, WORKLOADS, Guest, Guests
+from tests.vm.test_rollback import HERE, end_task, start_task
 from tests.vm.test_upgrade import SCHEMA, gap
 from upgrade.errors import ExitStatus
 from upgrade.rehearse.rehearsal import Options, rehearse
 
 NAME = "podman-web"
 ROUNDS = 2
+KINDS = "/root/kinds"
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +79,17 @@ def test_what_docker_runs_is_refused_unless_it_may_be_stopped(guest: Guest) -> N
 def test_what_cannot_come_back_is_refused(guest: Guest) -> None:
     run = "podman run -d --volume /usr:/usr:ro"
     guest.shell(f"{run} --name entered localhost/podman-web /usr/bin/sleep 9999")
-    guest.shell(f"{run} --rm --name removed localhost/podman-web /usr/bin/sleep 9999")
+    guest.shell(
+        f"{run} --uidmap 0:100000:65536 --gidmap 0:100000:65536 --name apart localhost/podman-web /usr/bin/sleep 9999"
+    )
     guest.shell("podman exec -d entered /usr/bin/sleep 9999")
-    for name, reason in (("entered", "podman exec"), ("removed", "--rm")):
+    for name, reason in (("entered", "podman exec"), ("apart", "user namespace")):
         answer = guest.upgrade("--container", name)
         assert (answer.status, answer.error["subject"]) == (ExitStatus.REFUSED, name), answer
         assert reason in answer.error["message"]
         assert answer.error["hint"]
     assert "web (podman)" in guest.upgrade("--container", "none").error["hint"]
-    guest.shell("podman rm --force --time 0 entered removed")
+    guest.shell("podman rm --force --time 0 entered apart")
 
 
 def test_an_upgrade_that_fails_leaves_it_as_it_was(guest: Guest) -> None:
@@ -105,7 +108,16 @@ def test_an_upgrade_that_fails_leaves_it_as_it_was(guest: Guest) -> None:
     assert all(now[name]["StartedAt"] > before[name]["StartedAt"] for name in now)
 
 
+def kinds(guest: Guest, command: str) -> str:
+    """Return what podman_kinds.sh says of the other kinds of containers if something is wrong with them."""
+    done = guest.machine.run([f"{KINDS}/podman_kinds.sh", command], timeout=PATIENCE_S, check=False)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
 def test_podman_goes_on_with_it(guest: Guest) -> None:
+    for name in ("podman_kinds.sh", "podman_kinds.py"):
+        guest.machine.put(f"{KINDS}/{name}", (HERE / name).read_bytes(), 0o755)
+    assert kinds(guest, "start") == ""
     guest.jump(guest.kernels[1].release, "--all", "--cold", "docker")
     status = guest.command("status", "--wait")  # the boot goes on before podman can restore
     assert status.status == ExitStatus.DONE, status
@@ -117,7 +129,7 @@ def test_podman_goes_on_with_it(guest: Guest) -> None:
         "137",  # Python as the init of a PID namespace has no handler for SIGTERM
     ]
     guest.shell("podman start web")
-    assert guest.shell("podman ps --format '{{.Names}}'").split() == ["web"]
+    assert "web" in guest.shell("podman ps --format '{{.Names}}'").split()
 
 
 def test_docker_s_were_stopped_and_started(guest: Guest) -> None:
@@ -132,3 +144,10 @@ def test_docker_s_were_stopped_and_started(guest: Guest) -> None:
         assert container["downtime_seconds"] > report["downtime_seconds"]
         assert report["started_at"] < states[name]["FinishedAt"] < states[name]["StartedAt"]
     assert guest.shell("ls /var/lib/seamless-upgrade").split().count("cold.json") == 0
+
+
+def test_other_kinds_are_back(guest: Guest) -> None:
+    """With --rm, with a terminal, of Quadlet, in a pod: they went through the same upgrade."""
+    assert kinds(guest, "verify") == ""
+    assert kinds(guest, "end") == ""
+    assert guest.shell("podman ps --all --format '{{.Names}}'").split() == ["web"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What an engine has to be able to do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,14 @@ class Container:
     """Its own addresses where the host's network passes packets on to it."""
     published: tuple[int, ...] = ()
     """Ports of the host that lead to it."""
+
+    @property
+    def service(self) -> tuple[str, Mapping[str, Json]] | None:
+        """Return the service of systemd whose start restores it, if there is one, and what its drop-in says."""
+        if self.engine == "unit":
+            return self.name, self.data
+        found = self.data.get("service")
+        return (found["name"], found) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,10 @@ class Engine(Protocol):
 
     def capture(self, container: Container, images: Images) -> None:
         """Write what can be written only while the tasks stand still. This is downtime."""
+        ...
+
+    def expect(self, containers: Sequence[Container]) -> None:
+        """Prepare for the restore of these, of all that are still to be restored in this kernel."""
         ...
 
     def restore(self, container: Container, images: Images, unlock: "Unlock") -> int:

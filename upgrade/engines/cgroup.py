@@ -2,6 +2,7 @@
 """Task trees in a cgroup: no engine at all, just processes in the host's namespaces."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from upgrade import cgroup
@@ -103,6 +104,9 @@ class CgroupEngine:
 
     def capture(self, container: Container, images: Images) -> None:
         """Nothing, either."""
+
+    def expect(self, containers: Sequence[Container]) -> None:
+        """Prepare nothing."""
 
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Restore through CRIU itself; the tree's root becomes a child of init."""

@@ -2,7 +2,7 @@
 """What the engines of OCI containers have in common: crun and runc, alone or under podman."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upgrade import cgroup
@@ -77,6 +77,9 @@ class Runtime:
 
     def capture(self, container: Container, images: Images) -> None:
         """Nothing: CRIU's images say it all."""
+
+    def expect(self, containers: Sequence[Container]) -> None:
+        """Prepare nothing."""
 
     def clean_up(self, container: Container) -> None:
         """Make the runtime forget what a failed restore left."""

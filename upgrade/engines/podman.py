@@ -4,35 +4,38 @@
 Restoring through podman sets up the storage, the network, conmon and podman's own records, so that its other commands
 work afterwards. podman believes that it made the checkpoint itself: what it writes beside CRIU's images is supplied
 (podman 5.4, libpod/container_internal_common.go, ``checkpoint`` and ``restore``). It needs systemd's bus, which comes
-late in the boot.
+late in the boot. Containers that are a service are in ``podman_unit``, those in pods in ``podman_pod``.
 """
 
 import json
-import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from upgrade import cgroup, paths
 from upgrade.criu import log_errors
-from upgrade.engines import bus, health, podman_inspect
+from upgrade.engines import (
+    health,
+    podman_command,
+    podman_files,
+    podman_inspect,
+    podman_pod,
+    podman_state,
+    podman_unit,
+)
 from upgrade.engines.base import RESTORED, Container, Images, Unlock
 from upgrade.engines.crun import CrunEngine
 from upgrade.engines.oci import has_tasks, refuse_state, strangers
+from upgrade.engines.podman_command import COMMAND_S
 from upgrade.engines.runc import RuncEngine
 from upgrade.errors import Refusal, UpgradeError
 from upgrade.host import Host
-from upgrade.process import run, run_detaching
+from upgrade.process import run
 
-COMMAND_S = 120
 CHECK_S = 10.0
 CHECK_POLL_S = 0.05
-# podman's names, which its restore looks for in the container's own directory
-CHECKPOINT = "checkpoint"
-NETWORK_STATUS = "network.status"
-SHM_ARCHIVE = "devshm-checkpoint.tar"
 
 
 class PodmanEngine:
@@ -83,9 +86,23 @@ class PodmanEngine:
                 subject=container.name,
                 hint="start it without --ipc host",
             )
+        if container.data["removed"]:
+            self._refuse_unknown_state(container)
+        pod = podman_pod.of(self.host, found[0], container, inspected, running)
+        service = {} if pod else podman_unit.of(self.host, found[0], container)
         self._let_check_end(container)
         refuse_state(self.host, container, "podman unpause", "podman exec")
-        return container
+        return replace(container, data={**container.data, "service": service, "pod": pod})
+
+    def _refuse_unknown_state(self, container: Container) -> None:
+        file = container.data["database"]
+        if not podman_state.runs(self.host, file, container.data["id"]):
+            raise Refusal(
+                f"was started with --rm, and {file} does not say that it runs: podman would remove it when it finds "
+                "a new kernel",
+                subject=container.name,
+                hint="start it without --rm",
+            )
 
     def _let_check_end(self, container: Container) -> None:
         """Wait for a health check: it runs in the container, but ends soon (and none begins in a host at rest)."""
@@ -134,6 +151,10 @@ class PodmanEngine:
                 "shm": podman_inspect.shm(self.host, inspected["StaticDir"]),
                 "health": health.of(inspected),
                 "places": podman_inspect.places(self.host, inspected),
+                "cidfiles": podman_inspect.cid_files(inspected),
+                "removed": podman_inspect.is_removed(inspected),
+                "again": podman_inspect.again(inspected),
+                "database": podman_state.database(inspected),
             },
         )
 
@@ -150,6 +171,11 @@ class PodmanEngine:
             data=container.data["options"],
         )
 
+    def _pid_of(self, container: Container) -> Callable[[str], int]:
+        """Return what tells of the root of a container of the same runtime."""
+        runtime, _ = self._inner(container)
+        return lambda identity: runtime.read(identity).root_pid
+
     def dump_options(self, container: Container, options: Any) -> None:
         """Ask for what its runtime asks for."""
         runtime, inner = self._inner(container)
@@ -160,69 +186,86 @@ class PodmanEngine:
         """Write what podman and its runtime read beside CRIU's images."""
         runtime, inner = self._inner(container)
         runtime.prepare_images(inner, images)
-        (images.directory / NETWORK_STATUS).write_text(json.dumps(container.data["networks"]))
+        (images.directory / podman_files.NETWORK_STATUS).write_text(json.dumps(container.data["networks"]))
 
     def capture(self, container: Container, images: Images) -> None:
         """Archive ``/dev/shm``: podman mounts it from the host, so that CRIU leaves it out."""
+        podman_pod.capture(container, images)
         if container.data["shm"]:
             import tarfile  # not for the new kernel's path
 
-            with tarfile.open(images.directory / SHM_ARCHIVE, "w", format=tarfile.GNU_FORMAT) as archive:
+            with tarfile.open(
+                images.directory / podman_files.SHM_ARCHIVE, "w", format=tarfile.GNU_FORMAT
+            ) as archive:
                 archive.add(self.host.path(container.data["shm"]), ".")
+
+    def expect(self, containers: Sequence[Container]) -> None:
+        """Have podman's first call in this boot spare those that it would remove."""
+        podman_pod.expect(containers)
+        for file in {each.data["database"] for each in containers if each.data["removed"]}:
+            ids = [e.data["id"] for e in containers if e.data["removed"] and e.data["database"] == file]
+            podman_state.keep(self.host, file, ids)
 
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Let podman restore; it returns when the tasks run."""
-        directory = Path(container.data["directory"])
-        for name, target in (
-            (CHECKPOINT, images.directory),
-            (NETWORK_STATUS, images.directory / NETWORK_STATUS),
-            (SHM_ARCHIVE, images.directory / SHM_ARCHIVE),
-        ):
-            _link(self.host.path(os.fspath(directory / name)), target)
-        for place, is_directory in container.data["places"]:
-            _make_place(self.host.path(place), is_directory)
+        podman_files.put(self.host, container, images)
+        if container.data["pod"]:
+            podman_pod.await_turn(self.host, container, images.timeout_s, self._pid_of(container))
         # Its first call in a boot takes longest, and needs no bus: meanwhile that comes.
         run(["podman", "container", "exists", container.data["id"]], check=False)
-        # Without --keep it removes these links afterwards, and its log.
-        command = ["container", "restore", "--tcp-established", "--file-locks", container.data["id"]]
+        opened = [False]
+
+        def unlock_once() -> None:
+            if not opened[0]:
+                unlock()
+            opened[0] = True
+
         try:
-            self._call(command, images.work / "podman.log", images.timeout_s or COMMAND_S)
+            if container.service is not None:
+                podman_unit.restore(self.host, container, images, unlock_once)
+            else:
+                podman_command.restore(self.host, container.data["id"], images)
+            if container.data["pod"]:
+                podman_pod.arrived(container, self._pid_of(container))
             (images.work / RESTORED).touch()
-            self._remove_links(container)
+            podman_files.remove_links(self.host, container)
         except UpgradeError as e:
-            criu = log_errors(self.host.path(os.fspath(directory / "restore.log")))
-            raise UpgradeError("; ".join([e.message, *criu]), subject="podman") from e
-        unlock()
+            criu = log_errors(self.host.path(f"{container.data['directory']}/restore.log"))
+            raise UpgradeError(
+                "; ".join([e.message.removeprefix("podman: "), *criu]), subject="podman"
+            ) from e
+        unlock_once()
         if container.data["health"]:
             health.start(container.data["id"], *container.data["health"])
         runtime, inner = self._inner(container)
         return runtime.read(inner.name).root_pid
 
     def cold_start(self, container: Container) -> bool:
-        """Start the container afresh, as after any boot."""
+        """Start the container afresh, as after any boot; one that podman has removed is made anew."""
         log = paths.RUNTIME / f"podman-{container.name}.log"
-        self._call(["start", container.data["id"]], log, COMMAND_S)
-        return True
-
-    def _call(self, words: list[str], log: Path, timeout_s: float) -> None:
-        """Run podman, whose conmon inherits its standard streams: nobody can wait for the end of a pipe."""
-        bus.wait(self.host)
-        command = ["sh", "-c", 'log=$1 && shift && exec "$@" >"$log" 2>&1', "sh", os.fspath(log), "podman"]
-        status = run_detaching([*command, *words], timeout=timeout_s)
-        if status != 0:
-            lines = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
-            raise UpgradeError(" | ".join(lines) or f"exit status {status}", subject="podman")
+        identity: str = container.data["id"]
+        words = ["start", identity]
+        if container.service is not None:
+            podman_unit.start(container.service[0])
+            return True
+        if container.data["removed"]:  # by now, or as soon as podman's cleanup gets to it
+            run(["podman", "rm", "--force", "--ignore", "--time", "0", identity], timeout=COMMAND_S)
+            words = container.data["again"]
+        cgroup.remove(self.host, container.cgroup)  # crun makes it anew, and would not use another one
+        if words:
+            podman_command.call(self.host, words, log, COMMAND_S)
+        return bool(words)
 
     def clean_up(self, container: Container) -> None:
         """End what a failed restore left, and take our images away from podman."""
         with suppress(UpgradeError):  # it does not answer in time: its tasks are killed nevertheless
             run(["podman", "kill", container.data["id"]], check=False, timeout=COMMAND_S)
         cgroup.kill(self.host, container.cgroup)
-        self._remove_links(container)
-
-    def _remove_links(self, container: Container) -> None:
-        for name in (CHECKPOINT, NETWORK_STATUS, SHM_ARCHIVE):
-            _unlink(self.host.path(f"{container.data['directory']}/{name}"))
+        if container.service is not None:
+            podman_unit.clean_up(self.host, container.service[0])
+        if container.data["pod"]:
+            podman_pod.failed(container, self._pid_of(container))
+        podman_files.remove(self.host, container)
 
     def runs(self, container: Container) -> bool:
         """Ask its runtime's state."""
@@ -238,36 +281,7 @@ class PodmanEngine:
         return True
 
 
-def _link(place: Path, target: Path) -> None:
-    """Let a name lead to ``target``; what is there already, a checkpoint of somebody's own, is kept beside it."""
-    _unlink(place)
-    if place.exists():
-        place.rename(_aside(place))
-    if target.exists():
-        place.symlink_to(target)
-
-
-def _unlink(place: Path) -> None:
-    """Undo :func:`_link`."""
-    if place.is_symlink():
-        place.unlink()
-    if _aside(place).exists() and not place.exists():
-        _aside(place).rename(place)
-
-
-def _aside(place: Path) -> Path:
-    return place.with_name(f"{place.name}.before-upgrade")
-
-
 def _interfaces(pid: int) -> dict[str, str]:
     """Return the names of the network interfaces of a process by their addresses."""
     done = run(["nsenter", "--target", str(pid), "--net", "ip", "-json", "link"])
     return {link["address"]: link["ifname"] for link in json.loads(done.stdout) if "address" in link}
-
-
-def _make_place(place: Path, is_directory: bool) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if is_directory:
-        place.mkdir(exist_ok=True)
-    else:
-        place.touch()

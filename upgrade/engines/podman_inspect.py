@@ -12,8 +12,6 @@ from upgrade.engines.base import Container
 from upgrade.errors import Refusal
 from upgrade.host import Host
 
-# Set by `podman generate systemd` and Quadlet
-UNIT_LABEL = "PODMAN_SYSTEMD_UNIT"
 NETWORKS = ("bridge", "host", "none", "private")
 
 Inspected = Mapping[str, Any]
@@ -24,30 +22,11 @@ def refuse_what_cannot_come_back(inspected: Inspected) -> None:
     name = inspected["Name"]
     configuration = inspected["HostConfig"]
     network = configuration["NetworkMode"].partition(":")[0]
-    unit = (inspected["Config"].get("Labels") or {}).get(UNIT_LABEL)
-    if inspected.get("Pod") or inspected.get("IsInfra") or inspected.get("Dependencies"):
+    if inspected["Config"].get("Tty") and "runc" in inspected.get("OCIRuntime", ""):
         raise Refusal(
-            "shares namespaces with other containers (a pod), which is not supported yet",
+            "has a terminal (--tty), and the runtime runc",
             subject=name,
-            hint="run it outside of a pod, on a network of its own, or leave it out",
-        )
-    if configuration.get("AutoRemove"):
-        raise Refusal(
-            "was started with --rm: podman removes it when it finds a new kernel",
-            subject=name,
-            hint="start it without --rm",
-        )
-    if unit:
-        raise Refusal(
-            f"belongs to systemd's {unit}, which the new kernel's systemd would start a second time",
-            subject=name,
-            hint="start it with podman run, and --restart=always where it is to start with the host",
-        )
-    if inspected["Config"].get("Tty"):
-        raise Refusal(
-            "has a terminal (--tty), whose other end ends with this kernel",
-            subject=name,
-            hint="start it without --tty",
+            hint="start it without --tty, or with --runtime crun",
         )
     if (configuration.get("LogConfig") or {}).get("Type", "").startswith("passthrough"):
         raise Refusal(
@@ -55,12 +34,33 @@ def refuse_what_cannot_come_back(inspected: Inspected) -> None:
             subject=name,
             hint="start it with --log-driver journald or k8s-file",
         )
-    if network not in NETWORKS:
+    if network not in NETWORKS and not inspected.get("Dependencies"):  # of a pod: see there
         raise Refusal(
             f"has a network of the kind {network}, whose helper ends with this kernel",
             subject=name,
             hint="podman run --network bridge (the default of root's containers), host or none",
         )
+
+
+def is_removed(inspected: Inspected) -> bool:
+    """Tell whether podman removes a container when it ends (``--rm``)."""
+    return bool(inspected["HostConfig"].get("AutoRemove"))
+
+
+def cid_files(inspected: Inspected) -> list[str]:
+    """Return where a container's id is written to (``--cidfile``) if that ends with the kernel."""
+    file = inspected["HostConfig"].get("ContainerIDFile") or ""
+    return [file] if file.startswith("/run/") else []
+
+
+def again(inspected: Inspected) -> list[str]:
+    """Return the words to podman that make a container like this one and start it, for one that was removed.
+
+    Nothing if it is not known: it was made through podman's API.
+    """
+    words: list[str] = list(inspected["Config"].get("CreateCommand") or [])
+    verb = next((n for n, word in enumerate(words) if n > 0 and word in ("run", "create")), 0)
+    return [*words[1:verb], "run", "--detach", *words[verb + 1 :]] if verb else []
 
 
 def addresses(network: Inspected) -> list[tuple[str, int, str]]:

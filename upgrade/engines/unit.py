@@ -7,6 +7,7 @@ imported where it is needed: most upgrades have no service to restore.
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from upgrade import cgroup
@@ -76,6 +77,9 @@ class UnitEngine:
 
     def capture(self, container: Container, images: Images) -> None:
         """Nothing, either."""
+
+    def expect(self, containers: Sequence[Container]) -> None:
+        """Prepare nothing."""
 
     def restore(self, container: Container, images: Images, unlock: Unlock) -> int:
         """Have systemd start it, which restores it."""

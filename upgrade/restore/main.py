@@ -175,7 +175,7 @@ def _finish(
 
     session = arrived.session
     fdstore.notify("READY=1", "STATUS=the containers run")  # the boot goes on beside the rest of the memory
-    services = [d.container.name for d in session.containers if d.container.engine == "unit"]
+    services = [found[0] for d in session.containers if (found := d.container.service)]
     for problem in _settle(host, services):
         say(problem)
         attempt(partial(summary.warn, session, problem), "the report cannot be changed", [])

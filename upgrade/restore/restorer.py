@@ -2,6 +2,7 @@
 """Restoring the containers in parallel; whatever cannot be restored is started from cold."""
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from upgrade import cgroup, netlock, paths
 from upgrade.clock import Clock
 from upgrade.criu import Criu
 from upgrade.engines import engine
-from upgrade.engines.base import Images
+from upgrade.engines.base import Container, Images
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 from upgrade.restore import nudge
@@ -70,6 +71,10 @@ class Restorer:
         containers = self.session.containers
         found = {number: of(containers[number], back) for number, back in self.ledger.back.items()}
 
+        for name in {each.container.engine for each in containers}:
+            expected = [d.container for n, d in enumerate(containers) if n not in found]
+            self._expect(name, [each for each in expected if each.engine == name])
+
         def bring_back(number: int) -> None:
             found[number] = self._bring_back(number)
 
@@ -83,6 +88,13 @@ class Restorer:
         for number in late:
             threads[number].join()
         return [found[number] for number in sorted(found)]
+
+    def _expect(self, name: str, containers: list[Container]) -> None:
+        """Prepare an engine; where that fails the restores say what it means."""
+        try:
+            engine(self.host, name).expect(containers)
+        except Exception as e:
+            print(f"{name} is not prepared: {e}", file=sys.stderr, flush=True)
 
     def _other_criu(self) -> str:
         """Return another CRIU's version; images of one version are for that version only."""

@@ -43,13 +43,19 @@ def main(name: str) -> int:
 def _restore(name: str, line: Line, job: Mapping[str, Any]) -> None:
     images = Images(Path(job["directory"]), Path(job["work"]), job["timeout_s"], job["lazy"])
 
-    given = streams(job["streams"])
-
     def unlock() -> None:
         line.send(event="unlock")
         line.receive(UNLOCK_S)
 
-    pid = tree.restore(Host(), images, unlock, inherited=given, shell_job=job["shell_job"])
+    if job["podman"] is not None:
+        from upgrade.engines import podman_command
+
+        podman_command.restore(Host(), job["podman"]["id"], images)
+        unlock()
+        pid = int(Path(job["podman"]["pid_file"]).read_text())
+    else:
+        given = streams(job["streams"])
+        pid = tree.restore(Host(), images, unlock, inherited=given, shell_job=job["shell_job"])
     (paths.RUNTIME / f"{name}.pid").write_text(f"{pid}\n")
     line.send(event="restored", pid=pid)
 

@@ -43,6 +43,8 @@ DIRECTIVES: Mapping[str, tuple[str, ...]] = {
     "pid": ("PrivatePIDs",),
     "user": ("PrivateUsers",),
 }
+# The cgroup in which podman puts a container that is a service (--cgroups=split)
+PAYLOAD = "libpod-payload-"
 # Values of these that give none
 HARMLESS = ("", "no", "default", "all", "/", "[unprintable]")
 
@@ -77,9 +79,10 @@ def full_name(name: str) -> str:
     return name if name.endswith(".service") else f"{name}.service"
 
 
-def read(host: Host, name: str) -> Definition:
+def read(host: Host, name: str, *, container: bool = False) -> Definition:
     """Return a service that runs.
 
+    :param container: it is one of podman's containers, whose tasks podman dumps and restores
     :raises Refusal: if there is none, or if it cannot be carried over
     """
     unit = full_name(name)
@@ -93,7 +96,9 @@ def read(host: Host, name: str) -> Definition:
     _refuse_state(unit, found)
     definition = Definition(unit, found["ControlGroup"], int(found["MainPID"]), found)
     _refuse_kind(definition)
-    _refuse_tasks(host, definition)
+    if not container:
+        _refuse_container(host, definition)
+        _refuse_tasks(host, definition)
     _refuse_namespaces(host, definition)
     return definition
 
@@ -140,6 +145,15 @@ def _refuse_kind(service: Definition) -> None:
             f"reads from StandardInput={found['StandardInput']}, which ends with this kernel",
             subject=unit,
             hint="leave it out",
+        )
+
+
+def _refuse_container(host: Host, service: Definition) -> None:
+    if any(name.startswith(PAYLOAD) for name in host.list(cgroup.path(service.cgroup))):
+        raise Refusal(
+            "is one of podman's containers",
+            subject=service.name,
+            hint="give --container the name that podman ps shows",
         )
 
 

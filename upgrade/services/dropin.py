@@ -24,10 +24,12 @@ COMMANDS = ("/usr/local/sbin/seamless-upgrade", "/usr/sbin/seamless-upgrade")
 # The plus sign: the restore itself needs every privilege, what it restores has its own.
 # What ran before and after the start has run already. Restart=no: a restore that failed is not tried again by systemd.
 # StandardOutput=: a file would be opened, and perhaps emptied, under the eyes of the service.
+# After=: the boot's own start waits for the restore, whose start is out of turn and waits for nothing.
 # OOMScoreAdjust=: CRIU restores a value only if it is not 0, and the restored would inherit this one.
 _TEXT = """\
 # Written by seamless-upgrade: systemd's first start of this service in this kernel restores it.
 [Unit]
+After={after}
 ConditionPathExists=
 AssertPathExists=
 StartLimitIntervalSec=0
@@ -63,6 +65,7 @@ def text(host: Host, data: Mapping[str, Any]) -> str:
     """Return the drop-in for a service with this ``data`` of its container."""
     command = next((each for each in COMMANDS if host.exists(each)), COMMANDS[0])
     return _TEXT.format(
+        after=paths.RESTORED_UNIT if data.get("late") else "",
         runtime=paths.RUNTIME,
         command=command,
         notify_access=data["notify_access"],

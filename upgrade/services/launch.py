@@ -35,11 +35,17 @@ class Start(Thread):
 
 
 def restore(
-    name: str, images: Images, data: Mapping[str, Any], streams: Mapping[str, int], unlock: Unlock
+    name: str,
+    images: Images,
+    data: Mapping[str, Any],
+    streams: Mapping[str, int],
+    unlock: Unlock,
+    podman: Mapping[str, str] | None = None,
 ) -> int:
     """Have a service restored by its start; return its main process when systemd has taken it over.
 
     :param streams: to the journal, that systemd hands over (``journal.streams``)
+    :param podman: where it is podman that restores, and its conmon the main process: ``id`` and ``pid_file``
     :raises UpgradeError: if it could not be restored, or systemd does not take it
     """
     limit_s = images.timeout_s or RESTORE_S
@@ -54,6 +60,7 @@ def restore(
                 lazy=images.lazy,
                 streams=streams,
                 shell_job=not data["leads_session"],
+                podman=podman,
             )
             pid = _converse(line, unlock, limit_s)
     start.join()
