@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-TCP_ESTABLISHED = 1  # include/net/tcp_states.h
+# include/net/tcp_states.h: those in which the peer may still send. After its end (CLOSE_WAIT) it waits for nothing.
+SENDING = (1, 4, 5)
+SENDING_NAMES = ("ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2")
 
 
 def prepare() -> None:
@@ -16,7 +18,7 @@ def prepare() -> None:
 
 
 def of_images(directory: Path) -> tuple[Mapping[str, Any], ...]:
-    """Return the established IPv4 connections of a dump: ``local``, ``remote`` and the next byte ``expected``."""
+    """Return the IPv4 connections of a dump whose peer may send: ``local``, ``remote``, the next byte ``expected``."""
     from pycriu import images  # heavy: not for the new kernel's path
 
     files = directory / "files.img"
@@ -27,7 +29,7 @@ def of_images(directory: Path) -> tuple[Mapping[str, Any], ...]:
     found = []
     for entry in sockets:
         stream = directory / f"tcp-stream-{entry['ino']:x}.img"
-        if _is_established(entry) and stream.exists():
+        if _may_receive(entry) and stream.exists():
             with stream.open("rb") as f:
                 expected = images.load(f)["entries"][0]["inq_seq"]
             found.append(
@@ -40,9 +42,9 @@ def of_images(directory: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(found)
 
 
-def _is_established(entry: Mapping[str, Any]) -> bool:
+def _may_receive(entry: Mapping[str, Any]) -> bool:
     right = entry["family"] in (socket.AF_INET, "INET") and entry["proto"] in (socket.IPPROTO_TCP, "TCP")
-    return right and entry["state"] in (TCP_ESTABLISHED, "ESTABLISHED")
+    return right and entry["state"] in (*SENDING, *SENDING_NAMES)
 
 
 def _address(words: list[int] | list[str]) -> str:
