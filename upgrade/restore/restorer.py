@@ -10,13 +10,13 @@ from threading import Thread
 
 from memfs import checksums
 from upgrade import cgroup, netlock, paths
-from upgrade.clock import Clock
+from upgrade.clock import Clock, frequency
 from upgrade.criu import Criu
 from upgrade.engines import engine
 from upgrade.engines.base import Images
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
-from upgrade.restore import nudge
+from upgrade.restore import nudge, timens
 from upgrade.restore.arrival import summarize
 from upgrade.restore.frames import FrameMount
 from upgrade.restore.ledger import Back, Begun, Ledger
@@ -152,6 +152,7 @@ class Restorer:
             )
         directory = paths.STORE / dumped.directory
         try:
+            timens.undo(directory)
             damage = checksums.damage(directory, dict(dumped.checksums), os.cpu_count() or 1)
             if damage:
                 return f"its images are damaged: {summarize(damage)}"
@@ -165,6 +166,8 @@ class Restorer:
             lazy[0] = self.pages is not None and self.pages.serves(dumped)
             limit_s = self.session.restore_timeout_seconds
             images = Images(directory, work_directory(dumped), limit_s, lazy[0])
+            if self.session.clocks == "run":
+                timens.count(directory, self._away_ns(dumped))
             adapter = engine(self.host, dumped.container.engine)
             helpers = adapter.helpers(dumped.container)
             self.ledger.begin(number, Begun(lazy[0], limit_s, helpers))
@@ -174,6 +177,11 @@ class Restorer:
         except Exception as e:  # whatever it was: the container has to run again
             return f"it cannot be restored: {e}"
         return None
+
+    def _away_ns(self, dumped: Dumped) -> int:
+        """Return for how long a container has stood still."""
+        rate = frequency(self.session.ties[0], self.session.ties[-1])
+        return rate.ns(self.clock.tsc() - dumped.frozen_at)
 
 
 def put_back(dumped: Dumped) -> None:
