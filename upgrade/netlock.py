@@ -11,7 +11,8 @@ be answered with RST. One table of nftables, a chain for each container, so that
 CRIU's own lock (one rule a connection, gone with the kernel) is left out.
 
 While CRIU restores a connection whose other end has ended its direction, it sends itself the end (FIN) in the peer's
-name, with a mark (soccr/soccr.c, ``send_fin``): that has to pass, or the program would wait for the end for ever.
+name, with a mark (soccr/soccr.c, ``send_fin``). That has to pass, or the connection is not closed by halves any more
+(ESTABLISHED instead of CLOSE_WAIT, FIN_WAIT1 instead of FIN_WAIT2) and the two ends disagree about it.
 
 Before the freeze a *door* is closed for a moment: no new connection can be begun, everything else passes.
 """
@@ -29,7 +30,7 @@ _PRIORITY = -300
 
 
 # soccr/soccr.h, SOCCR_MARK: what CRIU sends itself. Nobody else may set marks (CAP_NET_ADMIN).
-_MARK = 0xC114
+MARK = 0xC114
 
 # The first packet of a connection
 _SYN = "tcp flags & (fin | syn | rst | ack) == syn"
@@ -55,7 +56,7 @@ def ruleset(ports: Mapping[int, Sequence[int]], addresses: Mapping[int, Sequence
         for number, numbers in ports.items():
             listed = ", ".join(map(str, sorted(set(numbers))))
             drop = (
-                f"    meta mark != {_MARK:#x} meta l4proto {{ tcp, udp }} th {match} {{ {listed} }} drop\n"
+                f"    meta mark != {MARK:#x} meta l4proto {{ tcp, udp }} th {match} {{ {listed} }} drop\n"
                 if listed and match
                 else ""
             )
