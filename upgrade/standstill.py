@@ -76,14 +76,13 @@ class Standstill:
         names = [dumped.container.cgroup for dumped in session.containers]
         containers = [dumped.container for dumped in session.containers]
         self.undo.push("unlock")
-        listening = backlog.look(self.host, containers).ports
-        at_host = {number: ports for number, ports in listening.items() if containers[number].host_network}
-        netlock.lock(netlock.door(at_host, {n: each.addresses for n, each in enumerate(containers)}))
-        backlog.wait(self.host, containers)
+        doors = backlog.Doors(self.host, containers)
+        netlock.lock(netlock.door(doors.ports, {n: each.addresses for n, each in enumerate(containers)}))
+        doors.wait()
         self.undo.push("thaw", cgroups=names)
         frozen_at = self.events.stamp("freeze")
         cgroup.freeze(self.host, names, self.config.freeze_timeout_seconds)
-        backlog.settle(self.host, containers, self.config.freeze_timeout_seconds)
+        doors.settle(self.config.freeze_timeout_seconds)
         frozen = tuple(self._look_at(dumped, frozen_at, session) for dumped in session.containers)
         addresses = {number: dumped.container.addresses for number, dumped in enumerate(frozen)}
         rules = netlock.ruleset(self._ports(frozen), addresses)

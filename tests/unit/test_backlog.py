@@ -12,6 +12,7 @@ from builders.network import in_network
 
 from upgrade import cgroup
 from upgrade.dump import backlog
+from upgrade.dump.backlog import Doors
 from upgrade.engines.base import Container
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
@@ -41,9 +42,11 @@ def test_who_waits_at_which_port(monkeypatch: pytest.MonkeyPatch, host_network: 
         clients = [socket.create_connection(("127.0.0.1", port)) for port in (ports[1], ports[1], ports[0])]
         accepted, _address = servers[0].accept()
         clients[0].sendall(b"data")
-        seen = backlog.look(HOST, [container(host_network=host_network)])
+        doors = Doors(HOST, [container(host_network=host_network)])
+        seen = doors.look()
         accepted.close()
-        return seen.waiting == {0: {ports[1]: 2}}, seen.ports == {0: tuple(sorted(ports))}, seen.arriving
+        at_host = {0: tuple(sorted(ports))} if host_network else {}
+        return seen.waiting == {0: {ports[1]: 2}}, doors.ports == at_host, seen.arriving
 
     assert in_container(monkeypatch, scenario) == (True, True, 0)
 
@@ -60,7 +63,7 @@ def test_a_connection_that_is_half_made_is_seen(monkeypatch: pytest.MonkeyPatch)
             with socket.socket() as client:
                 client.setblocking(False)
                 client.connect_ex(("127.0.0.1", port))
-                return backlog.look(HOST, [container()]).arriving
+                return Doors(HOST, [container()]).look().arriving
 
     assert in_container(monkeypatch, scenario) == 1
 
@@ -68,8 +71,9 @@ def test_a_connection_that_is_half_made_is_seen(monkeypatch: pytest.MonkeyPatch)
 def test_nothing_is_thawed_if_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     def scenario(done: list[str]) -> Any:
         with socket.create_server(("127.0.0.1", 0)):
-            backlog.wait(HOST, [container()])
-            return backlog.settle(HOST, [container()], 1.0), done
+            doors = Doors(HOST, [container()])
+            doors.wait()
+            return doors.settle(1.0), done
 
     assert in_container(monkeypatch, scenario) == (0, [])
 
@@ -85,7 +89,7 @@ def test_the_program_is_let_run_until_it_has_accepted_all(monkeypatch: pytest.Mo
             accepted.append(server.accept())
 
         monkeypatch.setattr(cgroup, "thaw", thaw)
-        return backlog.settle(HOST, [container()], 1.0), done, len(accepted), len(clients)
+        return Doors(HOST, [container()]).settle(1.0), done, len(accepted), len(clients)
 
     assert in_container(monkeypatch, scenario) == (3, ["thaw", "freeze"] * 3, 3, 3)
 
@@ -96,7 +100,7 @@ def test_a_program_that_does_not_accept_is_named(monkeypatch: pytest.MonkeyPatch
             port = server.getsockname()[1]
             with socket.create_connection(("127.0.0.1", port)):
                 try:
-                    backlog.settle(HOST, [container()], 1.0)
+                    Doors(HOST, [container()]).settle(1.0)
                 except UpgradeError as e:
                     return e.subject, e.message.replace(str(port), "PORT"), done[-1]
         return None

@@ -7,7 +7,7 @@ under way are waited for, and where one still waits after the freeze its contain
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from upgrade import cgroup
@@ -24,76 +24,97 @@ PAUSE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
-    """Where others connect to: the ports that each container listens at, by its number."""
+class Queues:
+    """What waits, at one moment."""
 
-    listeners: Mapping[int, Sequence[Socket]]
+    waiting: Mapping[int, Mapping[int, int]]
+    """How many connections wait at which port of which container (its number), if any do."""
     arriving: int
     """Connections that are half made."""
 
+
+class Doors:
+    """The sockets at which containers listen.
+
+    Whom they belong to is found out once, while the containers run: to look at every descriptor takes its time.
+    """
+
+    def __init__(self, host: Host, containers: Sequence[Container]) -> None:
+        self.host = host
+        self.containers = containers
+        tables = {directory: list(self._table(directory)) for directory in self._directories()}
+        self.listeners: dict[int, dict[int, int]] = {}
+        """The ports by their sockets' inodes, by the container's number."""
+        for number, container in enumerate(containers):
+            held = sockets.inodes(host, cgroup.pids(host, container.cgroup))
+            self.listeners[number] = {
+                inode: each.port
+                for inode, each in tables[_directory(container)]
+                if each.state == LISTENING and inode in held
+            }
+
     @property
     def ports(self) -> dict[int, tuple[int, ...]]:
-        """The ports."""
-        return {number: sockets.ports(found) for number, found in self.listeners.items()}
+        """The ports of the host at which containers listen, by their numbers."""
+        return {
+            number: tuple(sorted(set(self.listeners[number].values())))
+            for number, container in enumerate(self.containers)
+            if container.host_network
+        }
 
-    @property
-    def waiting(self) -> dict[int, dict[int, int]]:
-        """How many connections wait at which port of which container, if any do."""
-        found = {n: {each.port: each.queued for each in s if each.queued} for n, s in self.listeners.items()}
-        return {number: waiting for number, waiting in found.items() if waiting}
+    def look(self) -> Queues:
+        """Look at what waits now."""
+        waiting: dict[int, dict[int, int]] = {}
+        arriving = 0
+        tables = {directory: list(self._table(directory)) for directory in self._directories()}
+        for number, container in enumerate(self.containers):
+            ports = set(self.listeners[number].values())
+            for inode, each in tables[_directory(container)]:
+                if each.state == LISTENING and each.queued and inode in self.listeners[number]:
+                    waiting.setdefault(number, {})[each.port] = each.queued
+                arriving += each.state == SYN_RECEIVED and each.port in ports
+        return Queues(waiting, arriving)
 
+    def wait(self) -> None:
+        """Wait until all connections are accepted that were on their way, but not for long. The containers run."""
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            seen = self.look()
+            if not seen.arriving and not seen.waiting:
+                return
+            time.sleep(PAUSE_S)
 
-def look(host: Host, containers: Iterable[Container]) -> Doors:
-    """Look at the sockets at which containers listen."""
-    own: dict[int, Sequence[Socket]] = {}
-    arriving = 0
-    tables: dict[str, list[tuple[int, Socket]]] = {}
-    for number, container in enumerate(containers):
-        directory = "/proc/net" if container.host_network else f"/proc/{container.root_pid}/net"
-        if directory not in tables:
-            tables[directory] = list(sockets.lines(host, directory))
-        held = sockets.inodes(host, cgroup.pids(host, container.cgroup))
-        listening = [
-            (inode, each) for inode, each in tables[directory] if each.state == LISTENING and each.is_tcp
-        ]
-        own[number] = [each for inode, each in listening if inode in held]
-        ports = set(sockets.ports(own[number]))
-        arriving += sum(
-            each.is_tcp and each.state == SYN_RECEIVED and each.port in ports for _, each in tables[directory]
+    def settle(self, freeze_timeout_s: float) -> int:
+        """Thaw and freeze frozen containers until no connection waits; return how often that was needed.
+
+        :raises UpgradeError: naming container and port, if the program does not accept them
+        """
+        waiting: Mapping[int, Mapping[int, int]] = {}
+        for attempt in range(ATTEMPTS + 1):
+            waiting = self.look().waiting
+            if not waiting:
+                return attempt
+            if attempt < ATTEMPTS:
+                names = [self.containers[number].cgroup for number in waiting]
+                for name in names:
+                    cgroup.thaw(self.host, name)
+                time.sleep(PAUSE_S)
+                cgroup.freeze(self.host, names, freeze_timeout_s)
+        number, ports = next(iter(waiting.items()))
+        raise UpgradeError(
+            f"{sum(ports.values())} connections wait for accept(2) at port {', '.join(map(str, ports))}; "
+            "CRIU cannot dump them, and the program does not accept them",
+            subject=self.containers[number].name,
+            hint="see why it does not",
         )
-    return Doors(own, arriving)
+
+    def _directories(self) -> set[str]:
+        return {_directory(container) for container in self.containers}
+
+    def _table(self, directory: str) -> Iterator[tuple[int, Socket]]:
+        return sockets.lines(self.host, directory, sockets.TCP_TABLES)
 
 
-def wait(host: Host, containers: Sequence[Container]) -> None:
-    """Wait until all connections are accepted that were on their way, but not for long. The containers run."""
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        seen = look(host, containers)
-        if not seen.arriving and not seen.waiting:
-            return
-        time.sleep(PAUSE_S)
-
-
-def settle(host: Host, containers: Sequence[Container], freeze_timeout_s: float) -> int:
-    """Thaw and freeze frozen containers until no connection waits; return how often that was needed.
-
-    :raises UpgradeError: naming container and port, if the program does not accept them
-    """
-    for attempt in range(ATTEMPTS):
-        waiting = look(host, containers).waiting
-        if not waiting:
-            return attempt
-        names = [containers[number].cgroup for number in waiting]
-        for name in names:
-            cgroup.thaw(host, name)
-        time.sleep(PAUSE_S)
-        cgroup.freeze(host, names, freeze_timeout_s)
-    number, ports = next(iter(look(host, containers).waiting.items()), (0, {}))
-    if not ports:
-        return ATTEMPTS
-    raise UpgradeError(
-        f"{sum(ports.values())} connections wait for accept(2) at port {', '.join(map(str, ports))}; "
-        "CRIU cannot dump them, and the program does not accept them",
-        subject=containers[number].name,
-        hint="see why it does not",
-    )
+def _directory(container: Container) -> str:
+    """Return where the tables of a container's network namespace are."""
+    return "/proc/net" if container.host_network else f"/proc/{container.root_pid}/net"

@@ -12,7 +12,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from upgrade.host import Host
 
-TABLES = ("tcp", "tcp6", "udp", "udp6")
+TCP_TABLES = ("tcp", "tcp6")
+TABLES = (*TCP_TABLES, "udp", "udp6")
 # include/net/tcp_states.h
 TCP_ESTABLISHED, SYN_RECEIVED, LISTENING = 1, 3, 10
 
@@ -51,9 +52,9 @@ def table(host: Host, directory: str = "/proc/net") -> dict[int, Socket]:
     return {inode: found for inode, found in lines(host, directory) if inode}
 
 
-def lines(host: Host, directory: str) -> Iterator[tuple[int, Socket]]:
+def lines(host: Host, directory: str, names: Iterable[str] = TABLES) -> Iterator[tuple[int, Socket]]:
     """Yield the sockets of a network namespace, with their inodes: 0 for those that no process has."""
-    for name in TABLES:
+    for name in names:
         for line in host.read_or(f"{directory}/{name}", "").splitlines()[1:]:
             words = line.split()
             address, _, port = words[1].partition(":")
