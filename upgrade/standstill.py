@@ -83,6 +83,10 @@ class Standstill:
         frozen_at = self.events.stamp("freeze")
         cgroup.freeze(self.host, names, self.config.freeze_timeout_seconds)
         doors.settle(self.config.freeze_timeout_seconds)
+        if left := doors.drain():
+            self.events.warn(
+                f"{left} connections that a program had closed were not done: their peers lack the rest of what it sent"
+            )
         frozen = tuple(self._look_at(dumped, frozen_at, session) for dumped in session.containers)
         addresses = {number: dumped.container.addresses for number, dumped in enumerate(frozen)}
         rules = netlock.ruleset(self._ports(frozen), addresses)

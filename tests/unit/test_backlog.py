@@ -109,3 +109,28 @@ def test_a_program_that_does_not_accept_is_named(monkeypatch: pytest.MonkeyPatch
     assert subject == "/box"
     assert message.startswith("1 connections wait for accept(2) at port PORT;")
     assert last == "freeze"
+
+
+def test_what_was_sent_before_the_connection_was_closed_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is counted while the client does not read, and not any more when it has all; nor is what a process holds."""
+
+    def scenario(_: list[str]) -> Any:
+        monkeypatch.setattr(backlog, "DRAIN_S", 0.02)
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(server.getsockname())
+            accepted, _address = server.accept()
+            doors = Doors(HOST, [container()])
+            accepted.setblocking(False)
+            sent = accepted.send(bytes(1 << 20))
+            held = doors.drain()
+            accepted.close()
+            closed = doors.drain()
+            received = 0
+            while data := client.recv(1 << 16):
+                received += len(data)
+            return held, closed, received == sent, doors.drain()
+
+    assert in_container(monkeypatch, scenario) == (0, 1, True, 0)

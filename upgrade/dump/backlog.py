@@ -4,6 +4,9 @@
 A server that clients connect to all the time has one at almost any moment. So new ones are turned away before the
 freeze (``netlock.door()``: who begins a connection tries again after a second, as always when a packet is lost), those
 under way are waited for, and where one still waits after the freeze its container is thawed and frozen again.
+
+What a program has sent before it closed a connection belongs to nobody any more, and CRIU does not see it. So a moment
+is given to the kernel to get rid of it before the network is locked.
 """
 
 import time
@@ -12,13 +15,16 @@ from dataclasses import dataclass
 
 from upgrade import cgroup
 from upgrade.dump import sockets
-from upgrade.dump.sockets import LISTENING, SYN_RECEIVED, Socket
+from upgrade.dump.sockets import CLOSING, FIN_WAIT1, LAST_ACK, LISTENING, SYN_RECEIVED, Socket
 from upgrade.engines.base import Container
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
 
 WAIT_S = 0.5
 """For connections that are being made when the door is closed: round trips of the clients."""
+DRAIN_S = 0.2
+"""For what closed connections have still to send: this is downtime, if there are such."""
+DRAIN_PAUSE_S = 0.002
 ATTEMPTS = 20
 PAUSE_S = 0.01
 
@@ -106,6 +112,29 @@ class Doors:
             "CRIU cannot dump them, and the program does not accept them",
             subject=self.containers[number].name,
             hint="see why it does not",
+        )
+
+    def drain(self) -> int:
+        """Wait until what programs had closed is sent, but not for long; return how many connections are not done."""
+        deadline = time.monotonic() + DRAIN_S
+        while left := self._unsent():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(DRAIN_PAUSE_S)
+        return left
+
+    def _unsent(self) -> int:
+        """Count the connections that no process has, and that have more to send than their end."""
+        ports: dict[str, set[int]] = {}
+        for number, container in enumerate(self.containers):
+            ports.setdefault(_directory(container), set()).update(self.listeners[number].values())
+        return sum(
+            inode == 0
+            and each.state in (FIN_WAIT1, LAST_ACK, CLOSING)
+            and each.unsent > 1
+            and each.port in listened
+            for directory, listened in ports.items()
+            for inode, each in self._table(directory)
         )
 
     def _directories(self) -> set[str]:

@@ -15,7 +15,7 @@ from upgrade.host import Host
 TCP_TABLES = ("tcp", "tcp6")
 TABLES = (*TCP_TABLES, "udp", "udp6")
 # include/net/tcp_states.h
-TCP_ESTABLISHED, SYN_RECEIVED, LISTENING = 1, 3, 10
+TCP_ESTABLISHED, SYN_RECEIVED, FIN_WAIT1, LAST_ACK, LISTENING, CLOSING = 1, 3, 4, 9, 10, 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class Socket:
     state: int
     queued: int = 0
     """Bytes that wait to be read; of one that listens, connections that wait to be accepted."""
+    unsent: int = 0
+    """Bytes that are not acknowledged yet; the end (FIN) is one."""
 
     @property
     def ip(self) -> IPv4Address | IPv6Address:
@@ -58,8 +60,9 @@ def lines(host: Host, directory: str, names: Iterable[str] = TABLES) -> Iterator
         for line in host.read_or(f"{directory}/{name}", "").splitlines()[1:]:
             words = line.split()
             address, _, port = words[1].partition(":")
-            queued = int(words[4].partition(":")[2], 16)
-            yield int(words[9]), Socket(name, address, int(port, 16), int(words[3], 16), queued)
+            unsent, _, queued = words[4].partition(":")
+            numbers = (int(word, 16) for word in (port, words[3], queued, unsent))
+            yield int(words[9]), Socket(name, address, *numbers)
 
 
 def of_pids(host: Host, pids: Iterable[int], sockets: dict[int, Socket]) -> list[Socket]:
