@@ -46,6 +46,8 @@ class Seen:
     report: dict[str, Any]
     verified: str
     probed: dict[str, Any]
+    checked: dict[str, Any]
+    """What ``check`` says of two other trees with a unix stream between them."""
 
     def lines(self, kind: str) -> list[str]:
         """Return what ``verify`` says of a kind, without its name."""
@@ -72,9 +74,19 @@ def seen(guests: Guests, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
                 ["/opt/workload/.hooks/streams/verify"], cwd="/opt/workload", timeout=600, check=False
             )
             ended = [each.stop() for each in probes]
+        guest.machine.put("/root/pair.py", (Path(__file__).parent / "pair.py").read_bytes())
+        guest.shell("setsid --fork python3 /root/pair.py </dev/null >/dev/null 2>/run/pair.err")
+        guest.wait("test -e /run/pair || test -s /run/pair.err", 60)
+        pair = ("--cgroup", "/workload/pair-a", "--cgroup", "/workload/pair-b")
+        checked = guest.command("check", "--json", "--only", "containers.unix", *pair)
         print(verified.stdout, verified.stderr, ended[0]["output"], sep="\n")
         assert status.status == ExitStatus.DONE, (status, report)
-        yield Seen(report, verified.stdout, json.loads(str(ended[0]["output"]).strip().splitlines()[-1]))
+        yield Seen(
+            report,
+            verified.stdout,
+            json.loads(str(ended[0]["output"]).strip().splitlines()[-1]),
+            checked.json,
+        )
 
 
 def test_both_trees_come_back(seen: Seen) -> None:
@@ -121,6 +133,12 @@ def test_the_monotonic_clocks_count_the_downtime(seen: Seen) -> None:
 def test_the_wall_clock_is_that_of_before(seen: Seen) -> None:
     clock = seen.probed["kinds"]["clock"]
     assert clock["offset_after_seconds"] == pytest.approx(clock["offset_before_seconds"], abs=0.25)
+
+
+def test_a_unix_stream_between_two_trees_is_found_by_check(seen: Seen) -> None:
+    found = {each["subject"]: each for each in seen.checked["results"] if each["status"] == "fail"}
+    assert "of the container /workload/pair-b" in found["/workload/pair-a"]["seen"]
+    assert "of the container /workload/pair-a" in found["/workload/pair-b"]["seen"]
 
 
 def test_the_table_names_every_kind() -> None:
