@@ -61,6 +61,12 @@ def test_a_wall_clock_that_went_back_adds_nothing(tmp_path: Path) -> None:
     assert read(tmp_path / "timens-0.img") == AT_DUMP
 
 
+def test_a_counter_that_went_back_adds_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "timens-0.img", 40)
+    assert timens.count(tmp_path, -5) == 0
+    assert read(tmp_path / "timens-0.img") == AT_DUMP
+
+
 def test_a_second_restore_begins_with_what_criu_wrote(tmp_path: Path) -> None:
     write(tmp_path / "timens-0.img", 40)
     dumped = (tmp_path / "timens-0.img").read_bytes()

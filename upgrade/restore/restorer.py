@@ -111,7 +111,7 @@ class Restorer:
 
         forgotten: list[str] = []
         lazy = [False]
-        outcome, reason = "restored", self._restore(number, unlock, lazy)
+        outcome, reason = "restored", self._restore(number, unlock, lazy, forgotten)
         if reason is not None:
             if self.pages is not None:
                 reason = self._with_its_error(self.pages, dumped, reason, lazy[0])
@@ -139,8 +139,14 @@ class Restorer:
         pages.leave(dumped)
         return f"{reason}; the page server: {error}" if error else reason
 
-    def _restore(self, number: int, unlock: Callable[[], None], lazy: list[bool]) -> str | None:
-        """Restore one container; return why it could not be, or None. ``lazy`` gets whether it was on demand."""
+    def _restore(
+        self, number: int, unlock: Callable[[], None], lazy: list[bool], forgotten: list[str]
+    ) -> str | None:
+        """Restore one container; return why it could not be, or None.
+
+        :param lazy: gets whether it was on demand
+        :param forgotten: gets what it lacks
+        """
         dumped = self.session.containers[number]
         if self.ledger.starts >= MOST_STARTS:
             return f"the restore process died {self.ledger.starts - 1} times"
@@ -167,7 +173,10 @@ class Restorer:
             limit_s = self.session.restore_timeout_seconds
             images = Images(directory, work_directory(dumped), limit_s, lazy[0])
             if self.session.clocks == "run":
-                timens.count(directory, self._away_ns(dumped))
+                try:
+                    timens.count(directory, self._away_ns(dumped))
+                except OSError as e:  # the range may be full
+                    forgotten.append(f"its monotonic clocks do not count the downtime: {e}")
             adapter = engine(self.host, dumped.container.engine)
             helpers = adapter.helpers(dumped.container)
             self.ledger.begin(number, Begun(lazy[0], limit_s, helpers))

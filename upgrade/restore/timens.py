@@ -33,6 +33,7 @@ def count(directory: Path, most_ns: int) -> int:
 
     :param most_ns: what the wall clock says is believed up to this
     :raises UpgradeError: if an image cannot be understood
+    :raises OSError: if none can be written; what CRIU wrote is there then
     """
     entry = image_messages("timens_pb2").timens_entry
     added = 0
@@ -40,7 +41,7 @@ def count(directory: Path, most_ns: int) -> int:
         found = [entry.FromString(message) for message in pagemaps.messages(path, MAGIC)]
         if not found:  # CRIU did not know the clocks
             continue
-        away = min(max(0, time.time_ns() - path.stat().st_mtime_ns), most_ns)
+        away = max(0, min(time.time_ns() - path.stat().st_mtime_ns, most_ns))
         for each in found:
             for clock in (each.monotonic, each.boottime):
                 whole = clock.tv_sec * _SECOND_NS + clock.tv_nsec + away
