@@ -17,6 +17,7 @@ from upgrade.errors import UsageError
 from upgrade.host import Host
 
 DIRECTORIES = ("/usr/lib/seamless-upgrade", "/etc/seamless-upgrade")
+CLOCKS = ("pause", "run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,9 @@ class Config:
     """So much of the containers' memory is away at a time at the most while it is moved into the ranges for frames."""
     nudge: bool = True
     """Ask the peers of restored connections to retransmit at once."""
+    clocks: str = "pause"
+    """``pause``: the containers' CLOCK_MONOTONIC and CLOCK_BOOTTIME stand still while the containers do; ``run``: they
+    count the downtime."""
 
     @classmethod
     def load(cls, host: Host) -> Self:
@@ -83,6 +87,8 @@ def _typed(file: Path, key: str, value: Any) -> Any:
         value = float(value)
     if type(value) is not wanted:
         raise UsageError(f"must be of type {wanted.__name__}, not {type(value).__name__}", subject=subject)
+    if key == "clocks" and value not in CLOCKS:
+        raise UsageError(f"must be one of {', '.join(CLOCKS)}, not {value!r}", subject=subject)
     if isinstance(value, int | float) and not 0 <= value < math.inf:
         raise UsageError("must be a number that is not negative", subject=subject)
     return value

@@ -9,6 +9,12 @@ none of the host's hooks but those of the bridge: a second table, if more than o
 From before the dump until the restored sockets exist, in both kernels: a packet to a port without its socket would
 be answered with RST. One table of nftables, a chain for each container, so that each is unlocked by itself.
 CRIU's own lock (one rule a connection, gone with the kernel) is left out.
+
+While CRIU restores a connection whose other end has ended its direction, it sends itself the end (FIN) in the peer's
+name, with a mark (soccr/soccr.c, ``send_fin``). That has to pass, or the connection is not closed by halves any more
+(ESTABLISHED instead of CLOSE_WAIT, FIN_WAIT1 instead of FIN_WAIT2) and the two ends disagree about it.
+
+Before the freeze a *door* is closed for a moment: no new connection can be begun, everything else passes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +27,13 @@ BRIDGE_TABLE = "bridge seamless_upgrade"
 
 # include/uapi/linux/netfilter_ipv4.h: before connection tracking (NF_IP_PRI_RAW)
 _PRIORITY = -300
+
+
+# soccr/soccr.h, SOCCR_MARK: what CRIU sends itself. Nobody else may set marks (CAP_NET_ADMIN).
+MARK = 0xC114
+
+# The first packet of a connection
+_SYN = "tcp flags & (fin | syn | rst | ack) == syn"
 
 
 # Each hook, which end of a connection is the local port there, and which the address of a container. What goes to a
@@ -43,7 +56,7 @@ def ruleset(ports: Mapping[int, Sequence[int]], addresses: Mapping[int, Sequence
         for number, numbers in ports.items():
             listed = ", ".join(map(str, sorted(set(numbers))))
             drop = (
-                f"    meta l4proto {{ tcp, udp }} th {match} {{ {listed} }} drop\n"
+                f"    meta mark != {MARK:#x} meta l4proto {{ tcp, udp }} th {match} {{ {listed} }} drop\n"
                 if listed and match
                 else ""
             )
@@ -51,6 +64,22 @@ def ruleset(ports: Mapping[int, Sequence[int]], addresses: Mapping[int, Sequence
             chains.append(f"  chain {direction}-{number} {{\n{drop}  }}\n")
         chains.append(f"  chain {direction} {{\n{head}{jumps}  }}\n")
     return _table(TABLE, chains) + _bridge(addresses)
+
+
+def door(ports: Mapping[int, Sequence[int]], addresses: Mapping[int, Sequence[str]]) -> str:
+    """Return rules that let nobody begin a connection with some ports of the host, or with containers' addresses."""
+    at_host = sorted({port for found in ports.values() for port in found})
+    listed = ", ".join(map(str, at_host))
+    incoming = f"    tcp dport {{ {listed} }} {_SYN} drop\n" if at_host else ""
+    passed = "".join(
+        f"    {'ip6' if ':' in address else 'ip'} daddr {address} {_SYN} drop\n"
+        for address in sorted({each for found in addresses.values() for each in found})
+    )
+    chains = [
+        f"  chain {hook} {{\n    type filter hook {hook} priority {_PRIORITY}; policy accept;\n{rules}  }}\n"
+        for hook, rules in (("input", incoming), ("postrouting", passed))
+    ]
+    return _table(TABLE, chains)
 
 
 def _bridge(addresses: Mapping[int, Sequence[str]]) -> str:

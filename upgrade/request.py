@@ -31,6 +31,8 @@ class Request:
     """``frames``: digests of all pages in place are compared; ``sample``: of some."""
     restore: str = "auto"
     """``eager``, ``lazy``, or ``auto``: what measures best."""
+    clocks: str | None = None
+    """``pause`` or ``run``; None: what the configuration says."""
     skip: tuple[str, ...] = ()
     """Checks that are left out: ids, families or patterns."""
 

@@ -97,6 +97,7 @@ class Session:
     frames: FrameRecord | None = None
     restore: str = "auto"
     verify: str = "sample"
+    clocks: str = "pause"
     gathering: Mapping[str, Any] = field(default_factory=dict)
     """What moving pages into the ranges cost, if any were moved."""
     format: int = FORMAT

@@ -14,7 +14,7 @@ from memfs import checksums
 from memfs.ranges import Range
 from upgrade import cgroup, conntrack, linux, netlock, paths
 from upgrade.config import Config
-from upgrade.dump import peers, sockets, threads
+from upgrade.dump import backlog, peers, sockets, threads, timers
 from upgrade.dump.dumper import Dumps
 from upgrade.dump.frames import Frames, Stopped
 from upgrade.engines import Container, engine
@@ -51,6 +51,7 @@ class Standstill:
 
     def _stand_still(self, session: Session, frames: Frames) -> None:
         peers.prepare()
+        timers.prepare()
         freezable = filesystems.writable(self.host, [paths.STORE])
         remote = filesystems.remote(self.host)
         self.dumps.watch()
@@ -73,13 +74,22 @@ class Standstill:
     def _freeze(self, session: Session) -> Session:
         """Stop every task, then lock its sockets: what arrives in between waits in queues that are dumped."""
         names = [dumped.container.cgroup for dumped in session.containers]
+        containers = [dumped.container for dumped in session.containers]
+        self.undo.push("unlock")
+        doors = backlog.Doors(self.host, containers)
+        netlock.lock(netlock.door(doors.ports, {n: each.addresses for n, each in enumerate(containers)}))
+        doors.wait()
         self.undo.push("thaw", cgroups=names)
         frozen_at = self.events.stamp("freeze")
         cgroup.freeze(self.host, names, self.config.freeze_timeout_seconds)
+        doors.settle(self.config.freeze_timeout_seconds)
+        if left := doors.drain():
+            self.events.warn(
+                f"{left} connections that a program had closed were not done: their peers lack the rest of what it sent"
+            )
         frozen = tuple(self._look_at(dumped, frozen_at, session) for dumped in session.containers)
         addresses = {number: dumped.container.addresses for number, dumped in enumerate(frozen)}
         rules = netlock.ruleset(self._ports(frozen), addresses)
-        self.undo.push("unlock")
         netlock.lock(rules)
         self.events.stamp("frozen")
         return replace(session, containers=frozen, lock=rules)
@@ -172,6 +182,7 @@ class Standstill:
     def _capture_one(self, dumped: Dumped) -> Dumped:
         directory = paths.STORE / dumped.directory
         engine(self.host, dumped.container.engine).capture(dumped.container, Images(directory, directory))
+        timers.mend(directory)
         flows = self._flows(dumped.container)
         found = peers.of_images(directory) if self.config.nudge else ()
         return replace(

@@ -136,6 +136,7 @@ class Transaction:
             vdso=the_plan.vdso,
             restore=self.request.restore,
             verify=self.request.verify,
+            clocks=self.request.clocks or self.config.clocks,
         )
 
     def _last_pid(self, containers: tuple[Container, ...]) -> int:

@@ -130,9 +130,19 @@ STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
     ],
 )
 def test_unix_sockets_that_criu_refuses(known: dict[int, UnixSocket], held: set[int], word: str) -> None:
-    refused = unix.refusal(1, Socket(1, socket.AF_UNIX, STREAM, 0), known, held, ALLOWED)
+    refused = unix.refusal(1, Socket(1, socket.AF_UNIX, STREAM, 0), known, held, ALLOWED, {})
     assert refused is not None
     assert word in refused[0]
+
+
+def test_a_connection_with_another_preserved_container_is_named() -> None:
+    known = table(UnixSocket(1, STREAM, ESTABLISHED, peer=2), UnixSocket(2, STREAM, ESTABLISHED, "/run/x", 1))
+    refused = unix.refusal(
+        1, Socket(1, socket.AF_UNIX, STREAM, 0), known, {1}, ALLOWED, {1: "web", 2: "database"}
+    )
+    assert refused is not None
+    assert "with /run/x of the container database" in refused[0]
+    assert "each container is dumped by itself" in refused[1]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +166,7 @@ def test_unix_sockets_that_criu_refuses(known: dict[int, UnixSocket], held: set[
     ],
 )
 def test_unix_sockets_that_criu_takes(known: dict[int, UnixSocket], held: set[int]) -> None:
-    assert unix.refusal(1, Socket(1, socket.AF_UNIX, STREAM, 0), known, held, ALLOWED) is None
+    assert unix.refusal(1, Socket(1, socket.AF_UNIX, STREAM, 0), known, held, ALLOWED, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -168,12 +178,12 @@ def test_credentials_that_wait(labelled: bool, received: int, refused: bool) -> 
         UnixSocket(2, STREAM, ESTABLISHED, peer=1),
     )
     found = Socket(1, socket.AF_UNIX, STREAM, 0, labelled=labelled)
-    assert (unix.refusal(1, found, known, {1, 2}, ALLOWED) is not None) is refused
+    assert (unix.refusal(1, found, known, {1, 2}, ALLOWED, {}) is not None) is refused
 
 
 def test_outside_only_if_the_engine_asks_for_it() -> None:
     known = table(UnixSocket(1, DATAGRAM, CLOSED, peer=2), UnixSocket(2, DATAGRAM, CLOSED, "/dev/log"))
-    assert unix.refusal(1, Socket(1, socket.AF_UNIX, DATAGRAM, 0), known, {1}, DumpOptions()) is not None
+    assert unix.refusal(1, Socket(1, socket.AF_UNIX, DATAGRAM, 0), known, {1}, DumpOptions(), {}) is not None
 
 
 # --- mounts

@@ -80,6 +80,7 @@ def test_a_key_like_no_other_is_refused_with_all(tmp_path: Path) -> None:
         "writeback_bytes = 1.5",
         "writeback_bytes = true",
         "nudge = 1",
+        'clocks = "stop"',
         'nudge = "yes"',
         "cold_start = []",
         'cold_start = {"/a" = "redis-server"}',

@@ -171,6 +171,64 @@ def test_what_a_locked_socket_sends_is_dropped_and_others_are_not() -> None:
     assert in_network(scenario) == [False, True]
 
 
+def test_what_criu_sends_itself_passes() -> None:
+    """It ends a connection in the peer's name (soccr/soccr.c, ``send_fin``), with the mark 0xC114."""
+
+    def scenario() -> list[bool]:
+        seen = []
+        for mark in (0, 0xC114):
+            with (
+                socket.socket(type=socket.SOCK_DGRAM) as sender,
+                socket.socket(type=socket.SOCK_DGRAM) as locked,
+            ):
+                locked.bind(("127.0.0.1", 0))
+                locked.settimeout(0.15)
+                netlock.lock(netlock.ruleset({0: [locked.getsockname()[1]]}))
+                sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+                sender.sendto(b"x", locked.getsockname())
+                try:
+                    seen.append(locked.recv(10) == b"x")
+                except TimeoutError:
+                    seen.append(False)
+        return seen
+
+    assert in_network(scenario) == [False, True]
+
+
+@pytest.mark.parametrize(
+    "door",
+    [lambda port: ({0: [port]}, {}), lambda _: ({0: []}, {0: ["127.0.0.1"]})],
+    ids=["port", "address"],
+)
+def test_a_closed_door_lets_in_nobody_and_keeps_nobody_from_talking(
+    door: Callable[[int], tuple[dict[int, list[int]], dict[int, list[str]]]],
+) -> None:
+    def scenario() -> list[str]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                inside, _ = server.accept()
+                netlock.lock(netlock.door(*door(port)))
+                client.sendall(b"there")
+                inside.sendall(b"and back")
+                talked = (inside.recv(10) + b" " + client.recv(10)).decode()
+                seen = [talked, reached(port)]
+                netlock.lock(netlock.ruleset({0: [port]}))  # the lock takes its place
+                netlock.remove()
+                return [*seen, reached(port)]
+
+    assert in_network(scenario) == ["there and back", "silence", "answered"]
+
+
+def test_a_door_without_listeners_is_no_obstacle() -> None:
+    def scenario() -> str:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            netlock.lock(netlock.door({0: []}, {0: []}))
+            return reached(server.getsockname()[1])
+
+    assert in_network(scenario) == "answered"
+
+
 def test_a_lock_replaces_another_and_its_rules_can_be_loaded_again() -> None:
     def scenario() -> tuple[str, str]:
         netlock.lock(netlock.ruleset({0: [4711], 1: [4712]}))

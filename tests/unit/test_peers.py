@@ -14,7 +14,7 @@ from upgrade.dump import peers
 
 pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")  # pycriu under protobuf 6
 
-ESTABLISHED, LISTEN = 1, 10
+ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LISTEN = 1, 4, 5, 8, 10
 FOWN = {"uid": 0, "euid": 0, "signum": 0, "pid_type": 0, "pid": 0}
 OPTIONS = {"so_sndbuf": 1, "so_rcvbuf": 1, "so_snd_tmo_sec": 0, "so_snd_tmo_usec": 0} | {
     "so_rcv_tmo_sec": 0,
@@ -72,16 +72,23 @@ def test_established_connections_are_found(tmp_path: Path) -> None:
     write(tmp_path, [inet(1), inet(2)], {1: 0xFFFFFFFF, 2: 0})
     found = peers.of_images(tmp_path)
     assert [dict(peer) for peer in found] == [
-        {"local": ("10.0.0.1", 6379), "remote": ("10.0.0.9", 40001), "expected": 0xFFFFFFFF},
-        {"local": ("10.0.0.1", 6379), "remote": ("10.0.0.9", 40002), "expected": 0},
+        {"local": ("10.0.0.1", 6379), "remote": ("10.0.0.9", 40001), "expected": 0xFFFFFFFF, "ended": False},
+        {"local": ("10.0.0.1", 6379), "remote": ("10.0.0.9", 40002), "expected": 0, "ended": False},
     ]
     assert json.loads(json.dumps(found))[0]["local"] == ["10.0.0.1", 6379]
+
+
+@pytest.mark.parametrize("state", [FIN_WAIT1, FIN_WAIT2])
+def test_who_still_sends_after_our_end_is_found(tmp_path: Path, state: int) -> None:
+    write(tmp_path, [inet(1, state=state)], {1: 77})
+    assert [(peer["expected"], peer["ended"]) for peer in peers.of_images(tmp_path)] == [(77, True)]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"state": LISTEN},
+        {"state": CLOSE_WAIT},
         {"proto": socket.IPPROTO_UDP},
         {"family": int(socket.AF_INET6)},
     ],

@@ -4,6 +4,7 @@
 import itertools
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from upgrade import paths
 from upgrade.clock import Clock
 from upgrade.engines.base import Container
 from upgrade.engines.cgroup import CgroupEngine
-from upgrade.restore import nudge
+from upgrade.restore import nudge, timens
 from upgrade.restore.ledger import Back, Begun, Ledger
 from upgrade.restore.restorer import MOST_STARTS, Restored, Restorer
 from upgrade.session import Dumped
@@ -134,6 +135,47 @@ def test_each_is_unlocked_when_its_sockets_exist_and_nudged_afterwards(
     scene.add("/a")
     scene.bring_back()
     assert order == ["unlock 0", "nudge 1"]
+
+
+@pytest.mark.parametrize(("clocks", "counted"), [("pause", []), ("run", ["container-0"])])
+def test_the_clocks_are_told_of_the_downtime_if_that_was_asked_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, clocks: str, counted: list[str]
+) -> None:
+    """The images are compared with their checksums as CRIU wrote them, also by a second restore process."""
+    seen: list[str] = []
+
+    def count(directory: Path, most_ns: int) -> int:
+        assert most_ns > 0
+        seen.append(directory.name)
+        image = directory / "timens-0.img"
+        image.rename(directory / f"timens-0.img{timens.KEPT}")
+        image.write_bytes(b"later")
+        return most_ns
+
+    monkeypatch.setattr(timens, "count", count)
+    directory = paths.STORE / "container-0"
+    scene.add("/a")
+    (directory / "timens-0.img").write_bytes(b"dumped")
+    scene.dumps[0] = replace(scene.dumps[0], checksums=checksums.of_tree(directory, 1), frozen_at=0)
+    (result,) = scene.bring_back(clocks=clocks)
+    assert (result.outcome, result.reason, seen) == ("restored", None, counted)
+    scene.ledger.back.clear()
+    scene.ledger.may_run.clear()
+    (again,) = scene.bring_back(clocks=clocks)
+    assert (again.outcome, again.reason, seen) == ("restored", None, 2 * counted)
+
+
+def test_a_clock_that_cannot_be_told_is_no_reason_to_start_from_cold(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(timens, "count", count)
+    scene.add("/a")
+    (result,) = scene.bring_back(clocks="run")
+    assert result.outcome == "restored"
+    assert "do not count the downtime: [Errno 28]" in str(result.reason)
 
 
 @pytest.mark.parametrize("steps", [[["answer", {"pid": 1}]], [["notify", "network-unlock", 0], *COMES_BACK]])

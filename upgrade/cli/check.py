@@ -82,6 +82,7 @@ def request(options: argparse.Namespace) -> Request:
         pages=options.pages,
         restore=options.restore,
         verify=options.verify,
+        clocks=options.clocks,
         skip=tuple(options.skip),
     )
 

@@ -175,6 +175,11 @@ def _upgrade_options(verb: Parser) -> None:
         help="bring memory back before the containers run, or while they do",
     )
     verb.add_argument(
+        "--clocks",
+        choices=("pause", "run"),
+        help="the containers' monotonic clocks pause in the downtime (default), or count it",
+    )
+    verb.add_argument(
         "--no-quiesce", dest="quiesce", action="store_false", help="leave other services running"
     )
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-TCP_ESTABLISHED = 1  # include/net/tcp_states.h
+# include/net/tcp_states.h: those in which the peer may still send. After its end (CLOSE_WAIT) it waits for nothing.
+SENDING = (1, 4, 5)
+SENDING_NAMES = ("ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2")
 
 
 def prepare() -> None:
@@ -16,7 +18,10 @@ def prepare() -> None:
 
 
 def of_images(directory: Path) -> tuple[Mapping[str, Any], ...]:
-    """Return the established IPv4 connections of a dump: ``local``, ``remote`` and the next byte ``expected``."""
+    """Return the IPv4 connections of a dump whose peer may send.
+
+    Each has ``local``, ``remote``, the next byte ``expected``, and whether our direction has ``ended``.
+    """
     from pycriu import images  # heavy: not for the new kernel's path
 
     files = directory / "files.img"
@@ -27,7 +32,7 @@ def of_images(directory: Path) -> tuple[Mapping[str, Any], ...]:
     found = []
     for entry in sockets:
         stream = directory / f"tcp-stream-{entry['ino']:x}.img"
-        if _is_established(entry) and stream.exists():
+        if _may_receive(entry) and stream.exists():
             with stream.open("rb") as f:
                 expected = images.load(f)["entries"][0]["inq_seq"]
             found.append(
@@ -35,14 +40,19 @@ def of_images(directory: Path) -> tuple[Mapping[str, Any], ...]:
                     "local": (_address(entry["src_addr"]), entry["src_port"]),
                     "remote": (_address(entry["dst_addr"]), entry["dst_port"]),
                     "expected": expected,
+                    "ended": not _is_established(entry),
                 }
             )
     return tuple(found)
 
 
 def _is_established(entry: Mapping[str, Any]) -> bool:
+    return entry["state"] in (SENDING[0], SENDING_NAMES[0])
+
+
+def _may_receive(entry: Mapping[str, Any]) -> bool:
     right = entry["family"] in (socket.AF_INET, "INET") and entry["proto"] in (socket.IPPROTO_TCP, "TCP")
-    return right and entry["state"] in (TCP_ESTABLISHED, "ESTABLISHED")
+    return right and entry["state"] in (*SENDING, *SENDING_NAMES)
 
 
 def _address(words: list[int] | list[str]) -> str:

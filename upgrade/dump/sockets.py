@@ -6,14 +6,16 @@ with psutil, which parses them for every process anew.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from upgrade.host import Host
 
-TABLES = ("tcp", "tcp6", "udp", "udp6")
-TCP_ESTABLISHED = 1  # include/net/tcp_states.h
+TCP_TABLES = ("tcp", "tcp6")
+TABLES = (*TCP_TABLES, "udp", "udp6")
+# include/net/tcp_states.h
+TCP_ESTABLISHED, SYN_RECEIVED, FIN_WAIT1, LAST_ACK, LISTENING, CLOSING = 1, 3, 4, 9, 10, 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,10 @@ class Socket:
     address: str  # hexadecimal, as the kernel prints it
     port: int
     state: int
+    queued: int = 0
+    """Bytes that wait to be read; of one that listens, connections that wait to be accepted."""
+    unsent: int = 0
+    """Bytes that are not acknowledged yet; the end (FIN) is one."""
 
     @property
     def ip(self) -> IPv4Address | IPv6Address:
@@ -35,24 +41,38 @@ class Socket:
     @property
     def is_established(self) -> bool:
         """Tell whether this is one end of a TCP connection."""
-        return self.table.startswith("tcp") and self.state == TCP_ESTABLISHED
+        return self.is_tcp and self.state == TCP_ESTABLISHED
+
+    @property
+    def is_tcp(self) -> bool:
+        """Tell TCP from UDP."""
+        return self.table.startswith("tcp")
 
 
-def table(host: Host) -> dict[int, Socket]:
-    """Return the bound sockets of the host's network namespace by their inodes."""
-    found = {}
-    for name in TABLES:
-        for line in host.read_or(f"/proc/net/{name}", "").splitlines()[1:]:
+def table(host: Host, directory: str = "/proc/net") -> dict[int, Socket]:
+    """Return the bound sockets of a network namespace by their inodes; the default is the host's."""
+    return {inode: found for inode, found in lines(host, directory) if inode}
+
+
+def lines(host: Host, directory: str, names: Iterable[str] = TABLES) -> Iterator[tuple[int, Socket]]:
+    """Yield the sockets of a network namespace, with their inodes: 0 for those that no process has."""
+    for name in names:
+        for line in host.read_or(f"{directory}/{name}", "").splitlines()[1:]:
             words = line.split()
             address, _, port = words[1].partition(":")
-            found[int(words[9])] = Socket(name, address, int(port, 16), int(words[3], 16))
-    return found
+            unsent, _, queued = words[4].partition(":")
+            numbers = (int(word, 16) for word in (port, words[3], queued, unsent))
+            yield int(words[9]), Socket(name, address, *numbers)
 
 
 def of_pids(host: Host, pids: Iterable[int], sockets: dict[int, Socket]) -> list[Socket]:
     """Return the sockets that some processes hold."""
-    held = {inode for pid in pids for inode in _inodes(host, pid)}
-    return [sockets[inode] for inode in sorted(held & sockets.keys())]
+    return [sockets[inode] for inode in sorted(inodes(host, pids) & sockets.keys())]
+
+
+def inodes(host: Host, pids: Iterable[int]) -> set[int]:
+    """Return the inodes of all sockets that some processes hold."""
+    return {inode for pid in pids for inode in _inodes(host, pid)}
 
 
 def ports(sockets: Iterable[Socket]) -> tuple[int, ...]:

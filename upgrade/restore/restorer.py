@@ -11,13 +11,13 @@ from threading import Thread
 
 from memfs import checksums
 from upgrade import cgroup, netlock, paths
-from upgrade.clock import Clock
+from upgrade.clock import Clock, frequency
 from upgrade.criu import Criu
 from upgrade.engines import engine
 from upgrade.engines.base import Container, Images
 from upgrade.errors import UpgradeError
 from upgrade.host import Host
-from upgrade.restore import nudge
+from upgrade.restore import nudge, timens
 from upgrade.restore.arrival import summarize
 from upgrade.restore.frames import FrameMount
 from upgrade.restore.ledger import Back, Begun, Ledger
@@ -123,7 +123,7 @@ class Restorer:
 
         forgotten: list[str] = []
         lazy = [False]
-        outcome, reason = "restored", self._restore(number, unlock, lazy)
+        outcome, reason = "restored", self._restore(number, unlock, lazy, forgotten)
         if reason is not None:
             if self.pages is not None:
                 reason = self._with_its_error(self.pages, dumped, reason, lazy[0])
@@ -151,8 +151,14 @@ class Restorer:
         pages.leave(dumped)
         return f"{reason}; the page server: {error}" if error else reason
 
-    def _restore(self, number: int, unlock: Callable[[], None], lazy: list[bool]) -> str | None:
-        """Restore one container; return why it could not be, or None. ``lazy`` gets whether it was on demand."""
+    def _restore(
+        self, number: int, unlock: Callable[[], None], lazy: list[bool], forgotten: list[str]
+    ) -> str | None:
+        """Restore one container; return why it could not be, or None.
+
+        :param lazy: gets whether it was on demand
+        :param forgotten: gets what it lacks
+        """
         dumped = self.session.containers[number]
         if self.ledger.starts >= MOST_STARTS:
             return f"the restore process died {self.ledger.starts - 1} times"
@@ -164,6 +170,7 @@ class Restorer:
             )
         directory = paths.STORE / dumped.directory
         try:
+            timens.undo(directory)
             damage = checksums.damage(directory, dict(dumped.checksums), os.cpu_count() or 1)
             if damage:
                 return f"its images are damaged: {summarize(damage)}"
@@ -177,6 +184,11 @@ class Restorer:
             lazy[0] = self.pages is not None and self.pages.serves(dumped)
             limit_s = self.session.restore_timeout_seconds
             images = Images(directory, work_directory(dumped), limit_s, lazy[0])
+            if self.session.clocks == "run":
+                try:
+                    timens.count(directory, self._away_ns(dumped))
+                except OSError as e:  # the range may be full
+                    forgotten.append(f"its monotonic clocks do not count the downtime: {e}")
             adapter = engine(self.host, dumped.container.engine)
             helpers = adapter.helpers(dumped.container)
             self.ledger.begin(number, Begun(lazy[0], limit_s, helpers))
@@ -186,6 +198,11 @@ class Restorer:
         except Exception as e:  # whatever it was: the container has to run again
             return f"it cannot be restored: {e}"
         return None
+
+    def _away_ns(self, dumped: Dumped) -> int:
+        """Return for how long a container has stood still."""
+        rate = frequency(self.session.ties[0], self.session.ties[-1])
+        return rate.ns(self.clock.tsc() - dumped.frozen_at)
 
 
 def put_back(dumped: Dumped) -> None:

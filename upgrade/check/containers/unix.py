@@ -22,31 +22,39 @@ from upgrade.check.sockets import ESTABLISHED, LISTENING, Socket, UnixSocket
 BOTH = 3  # include/net/sock.h, SHUTDOWN_MASK
 CLOSE = "have the program close the connection, or leave the container out; connections within the container are fine"
 Table = Mapping[int, UnixSocket]
+Owners = Mapping[int, str]
+"""The preserved container that has a socket, by the socket's inode."""
 
 
 def unix(situation: Situation) -> Iterator[Finding]:
     """Look at every unix socket."""
+    owners = {
+        known.inode: process.container.name
+        for process in situation.processes
+        for _, known in process.sockets
+        if known.family == socket.AF_UNIX
+    }
     found = (
         each
         for container, members in by_container(situation.processes)
-        for each in _of_container(members, options.of(situation.host, container))
+        for each in _of_container(members, options.of(situation.host, container), owners)
     )
     yield from tell(found, "unix sockets", "none is connected with somebody outside of its container")
 
 
-def _of_container(members: Sequence[Process], chosen: DumpOptions) -> Iterator[Trouble]:
+def _of_container(members: Sequence[Process], chosen: DumpOptions, owners: Owners) -> Iterator[Trouble]:
     """Look several times, as a connection that is being made or taken down looks odd for a moment."""
-    found = _look(members, chosen)
+    found = _look(members, chosen, owners)
     for _ in range(trouble.LOOKS - 1):
         if not found:
             return
         time.sleep(trouble.PAUSE_S)
-        again = _look(_afresh(members), chosen)
+        again = _look(_afresh(members), chosen, owners)
         found = {inode: each for inode, each in found.items() if inode in again}
     yield from found.values()
 
 
-def _look(members: Sequence[Process], chosen: DumpOptions) -> dict[int, Trouble]:
+def _look(members: Sequence[Process], chosen: DumpOptions, owners: Owners) -> dict[int, Trouble]:
     held: dict[int, tuple[Process, Descriptor, Socket]] = {}
     for process in members:
         for each, known in process.sockets:
@@ -55,7 +63,7 @@ def _look(members: Sequence[Process], chosen: DumpOptions) -> dict[int, Trouble]
     table = _table(members) if held else {}
     found = {}
     for inode, (process, each, known) in held.items():
-        refused = refusal(inode, known, table, held.keys(), chosen)
+        refused = refusal(inode, known, table, held.keys(), chosen, owners)
         if refused is not None:
             what, reason = refused
             found[inode] = Trouble(process, f"{each.what} is {what}", each.source, reason, CLOSE)
@@ -82,7 +90,7 @@ def _table(members: Sequence[Process]) -> Table:
 
 
 def refusal(
-    inode: int, known: Socket, table: Table, held: Set[int], chosen: DumpOptions
+    inode: int, known: Socket, table: Table, held: Set[int], chosen: DumpOptions, owners: Owners
 ) -> tuple[str, str] | None:
     """Return what a unix socket is and why CRIU refuses it, or None."""
     seen = table.get(inode)
@@ -97,7 +105,7 @@ def refusal(
             "CRIU cannot dump credentials that wait in a socket",
         )
     if seen.peer:
-        return _connected(seen, table, held, chosen)
+        return _connected(seen, table, held, chosen, owners)
     if seen.state == ESTABLISHED and seen.type != socket.SOCK_DGRAM:
         return _not_accepted(seen, table)
     if seen.state == LISTENING and 0 in seen.waiting:
@@ -108,7 +116,9 @@ def refusal(
     return None
 
 
-def _connected(seen: UnixSocket, table: Table, held: Set[int], chosen: DumpOptions) -> tuple[str, str] | None:
+def _connected(
+    seen: UnixSocket, table: Table, held: Set[int], chosen: DumpOptions, owners: Owners
+) -> tuple[str, str] | None:
     peer = table.get(seen.peer)
     told = partial("a unix socket that is connected with {}".format)
     if peer is None:
@@ -122,11 +132,13 @@ def _connected(seen: UnixSocket, table: Table, held: Set[int], chosen: DumpOptio
         return None
     if f"unix[{seen.inode}]" in chosen.external:  # the engine connects it again
         return None
-    where = f"{name} outside of the container"
+    owner = owners.get(peer.inode)
+    where = f"{name} {f'of the container {owner}' if owner else 'outside of the container'}"
     if not chosen.ext_unix_sk:
         return told(where), "CRIU cannot dump half of a connection without being told to"
     if peer.type != socket.SOCK_DGRAM:
-        return told(where), "CRIU cannot dump half of a stream connection"
+        apart = ", and each container is dumped by itself" if owner else ""
+        return told(where), f"CRIU cannot dump half of a stream connection{apart}"
     if not peer.name:
         return told(where), "CRIU cannot connect it again with a socket that has no name"
     return None
