@@ -115,6 +115,14 @@ def make(spans: Sequence[Range], needed_bytes: int, ours: Frames, root: Path = P
     return Room(free_before, free, len(emptied), refused, dropped, time.monotonic_ns() - begun)
 
 
+def drop(spans: Sequence[Range], needed_bytes: int, ours: Frames, root: Path = Path("/")) -> bool:
+    """Give up the host's page cache unless so much of some ranges is free; tell whether that was done."""
+    if free_bytes(blocks(spans, ours, root)) >= needed_bytes:
+        return False
+    (root / "proc/sys/vm/drop_caches").write_text("1")
+    return True
+
+
 def restore(spans: Sequence[Range], root: Path = Path("/")) -> None:
     """Bring every memory block of ranges online that is not: a killed run may have left one offline."""
     _bring_online(path for span in spans for _, path in hotplug.blocks(span, root))

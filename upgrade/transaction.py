@@ -66,6 +66,8 @@ class Transaction:
             with step(f"loading {the_plan.kernel_to}"):
                 self._load(the_plan, session)
             device = self._device(the_plan.store)
+            if the_plan.frames:
+                self._quiet_movers()  # else what is gathered moves again
             if the_plan.frames and self.request.gather:
                 session = replace(session, gathering=self._gather(the_plan, device))
             with step(f"preparing {the_plan.store}"):
@@ -78,8 +80,8 @@ class Transaction:
                     self._quiesce(the_plan)
             with step("writing dirty pages back"):
                 self._write_back()
-            if the_plan.frames:
-                self._quiet_movers()
+            if the_plan.frames and self.request.gather:
+                self._make_room(the_plan)
             self._quiet_watchdogs(the_plan)
             standstill = Standstill(self.host, self.config, self.events, self.undo, self.dumps)
             standstill.jump(session, the_plan.frames)
@@ -199,6 +201,18 @@ class Transaction:
         for reason, pages in done.left.items():
             self.events.say(f"  {pages} pages: {reason}")
         return done.to_json()
+
+    def _make_room(self, the_plan: Plan) -> None:
+        """Have room for what cannot stay where it is."""
+        from upgrade.dump import gathering
+
+        try:
+            left = gathering.make_room(self.host, the_plan.containers, the_plan.frames)
+        except OSError as e:
+            if e.errno != errno.ENOTTY:  # no PAGEMAP_SCAN
+                raise
+            return
+        self.events.say(f"{left} pages lie where they cannot stay")
 
     def _open_store(self, the_plan: Plan, session: Session, device: Path) -> None:
         span = the_plan.store

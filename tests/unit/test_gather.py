@@ -474,6 +474,16 @@ def test_nothing_is_done_if_there_is_room(tmp_path: Path, monkeypatch: pytest.Mo
     assert (made.emptied, made.dropped_cache, made.free_after) == (0, False, BLOCK)
 
 
+def test_the_cache_is_given_up_only_for_want_of_room(tmp_path: Path) -> None:
+    spans = memory(tmp_path, 100)
+    drop_caches = tmp_path / "proc/sys/vm/drop_caches"
+    drop_caches.write_text("")
+    assert not room.drop(spans, 100 * PAGE_BYTES, ours(0), tmp_path)
+    assert drop_caches.read_text() == ""
+    assert room.drop(spans, 101 * PAGE_BYTES, ours(0), tmp_path)
+    assert drop_caches.read_text() == "1"
+
+
 def test_a_block_is_asked_to_go_offline(tmp_path: Path) -> None:
     memory(tmp_path, 0)
     path = tmp_path / hotplug.MEMORY / "memory1"

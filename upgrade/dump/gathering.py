@@ -23,6 +23,8 @@ from upgrade.undo import Undo
 
 # So few pages are copied faster than moved: 1 MiB takes less than a millisecond, making room for it takes seconds.
 FEW_PAGES, FEW_SHARE = 256, 0.001
+# Room for what is seen only when the tasks stand still, and for what they allocate until then
+COPIES_PAGES = 8192
 # Between two lines of progress
 PROGRESS_BYTES = 64 << 20
 
@@ -109,6 +111,18 @@ def outside(found: Residency) -> int:
 def is_worth_it(found: Residency) -> bool:
     """Tell whether so many pages lie elsewhere that they should be moved."""
     return outside(found) > max(FEW_PAGES, FEW_SHARE * found.total.pages)
+
+
+def make_room(host: Host, containers: Sequence[Container], spans: Sequence[Range]) -> int:
+    """Have room in the ranges for copies of what lies elsewhere: those are made while the tasks stand still.
+
+    What is in the way is page cache, which ends with this kernel. Returns how many pages will have to be copied if no
+    more move.
+    """
+    found = survey(host, containers, spans)
+    left = outside(found)
+    room.drop(online(host, spans), (left + COPIES_PAGES) * PAGE_BYTES, found.frames, host.root)
+    return left
 
 
 class Gatherer:
