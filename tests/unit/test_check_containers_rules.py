@@ -467,6 +467,16 @@ def test_nested_namespaces(machine: Machine, kind: str) -> None:
     assert f"has a {kind} namespace" in found[0].seen
 
 
+@pytest.mark.parametrize("lost", [("mnt", "net"), ("time_for_children",), ("time",)])
+def test_a_task_that_ends_just_now_has_lost_its_namespaces(machine: Machine, lost: tuple[str, ...]) -> None:
+    child = PID + 1
+    machine.cgroup("/workload/it", [PID, child])
+    machine.process(child, namespaces={})
+    for kind in lost:
+        (machine.root / f"proc/{child}/ns/{kind}").unlink(missing_ok=True)
+    assert all(found.status is Status.PASS for found in run(machine, "namespaces"))
+
+
 @pytest.mark.parametrize(
     ("line", "word"),
     [

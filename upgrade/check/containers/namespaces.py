@@ -45,8 +45,8 @@ def _of_container(host: Host, members: Sequence[Process]) -> Iterator[Trouble]:
                 reason="CRIU cannot dump such a namespace within another",
             )
         yield from _nested(process, root, own)
-        later = process.namespaces.get("time_for_children")
-        if later != process.namespaces.get("time"):
+        now, later = (process.namespaces.get(kind) for kind in ("time", "time_for_children"))
+        if None not in (now, later) and now != later:  # one that ends just now has lost some of them
             yield told(
                 what="has another time namespace for its children",
                 source=f"{process.directory}/ns/time_for_children",
@@ -59,7 +59,7 @@ def _nested(process: Process, root: Process, own: dict[str, str]) -> Iterator[Tr
     """Look for mount and network namespaces in a container that is in the host's own."""
     for kind, reason in NESTABLE.items():
         theirs, of_root = process.namespaces.get(kind), root.namespaces.get(kind)
-        if theirs != of_root and of_root == own.get(kind):
+        if theirs not in (None, of_root) and of_root == own.get(kind):
             yield Trouble(
                 process,
                 f"has a {kind} namespace of its own, while the container is in that of the host",
