@@ -9,7 +9,7 @@ from pathlib import Path
 import nats
 
 DEADLINE_SECONDS = 120
-MESSAGES = 2000
+MESSAGES = 1000
 BODY_BYTES = 4096
 
 deadline = time.monotonic() + DEADLINE_SECONDS
