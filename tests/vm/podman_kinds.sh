@@ -44,6 +44,13 @@ Restart=always
 [Install]
 WantedBy=multi-user.target
 U
+    cat > /etc/containers/systemd/quadpod.pod <<'U'
+[Pod]
+PublishPort=8092:80
+PodmanArgs=--infra-image localhost/podman-web --volume /usr:/usr:ro "--infra-command=/usr/bin/sleep 99999999"
+U
+    sed -e 's/^ContainerName=.*/ContainerName=inside\nPod=quadpod.pod/' -e '/^PublishPort/d; /before/d; /^Volume=.usr/d' \
+        /etc/containers/systemd/quad.container > /etc/containers/systemd/inside.container
     cat > /etc/systemd/system/before.service <<'U'
 [Service]
 Type=oneshot
@@ -61,7 +68,7 @@ WantedBy=multi-user.target
 U
     systemctl daemon-reload
     systemctl enable after.service
-    systemctl start after.service
+    systemctl start after.service inside.service
     $run --volume /usr:/usr:ro --rm --name once $image $program repeat
     $run --volume /usr:/usr:ro --tty --interactive --name tty $image $program repeat
     podman pod create --name pod --publish 8091:80 --infra-name infra --infra-image $image \
@@ -70,7 +77,8 @@ U
     $run --pod pod --name client $image $program ask
     check "quad serves" wait_for served 8090
     check "the pod serves" wait_for served 8091
-    for port in 8090 8091; do now $port > $state/$port; done
+    check "the pod that is a service serves" wait_for served 8092
+    for port in 8090 8091 8092; do now $port > $state/$port; done
     shown Type > $state/type
     podman inspect --format '{{.Id}}' quad > $state/quad.id
     [ $bad = 0 ]
@@ -81,7 +89,7 @@ verify() {
     systemctl --no-pager status quad after before | cat
     for name in tty server client; do check "$name is the same, no beat is missing" whole $name; done
     check "once is the same" whole once
-    for port in 8090 8091; do check "$port is served by the same" [ "$(now $port)" = "$(cat $state/$port)" ]; done
+    for port in 8090 8091 8092; do check "$port is served by the same" [ "$(now $port)" = "$(cat $state/$port)" ]; done
     check "quad is active" [ "$(shown ActiveState) $(shown SubState)" = "active running" ]
     check "its main process is conmon" grep -qx conmon "/proc/$(shown MainPID)/comm"
     check "its type is $(shown Type)" [ "$(shown Type)" = "$(cat $state/type)" ]
@@ -91,8 +99,9 @@ verify() {
         test -s "/sys/fs/cgroup$(shown ControlGroup)/libpod-payload-$(cat $state/quad.id)/cgroup.procs"
     check "its id is in /run" cmp -s <(tr -d '\n' < $state/quad.id) <(tr -d '\n' < /run/quad.cid)
     check "what needs it is active" systemctl --quiet is-active before after
+    check "the pod's services are active" systemctl --quiet is-active quadpod-pod inside
     check "no drop-in is left" [ -z "$(shown DropInPaths)" ]
-    check "the pod runs" [ "$(podman pod ps --format '{{.Name}} {{.Status}}')" = "pod Running" ]
+    check "the pod runs" [ "$(podman pod ps --filter name=^pod$ --format '{{.Status}}')" = Running ]
     [ $bad = 0 ]
 }
 
@@ -108,11 +117,13 @@ end() {
     check "another one serves" wait_for other
     systemctl stop quad
     check "quad is removed" bash -c '! podman container exists quad'
+    systemctl stop quadpod-pod
+    check "the pod that was a service is removed" bash -c '! podman container exists inside && ! podman pod exists systemd-quadpod'
     podman pod stop --time 1 pod
     check "the pod has ended" [ "$(podman pod ps --format '{{.Status}}')" = Exited ]
     podman pod rm --force pod
     podman rm --force --time 0 tty
-    rm -f /etc/containers/systemd/quad.container
+    rm -rf /etc/containers/systemd
     systemctl disable after.service
     systemctl daemon-reload
     [ $bad = 0 ]
