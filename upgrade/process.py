@@ -162,7 +162,9 @@ def reading(command: Sequence[str | os.PathLike[str]], *, input: bytes) -> Itera
             process.kill()  # nothing happens if it has ended
 
 
-def run_detaching(command: Sequence[str | os.PathLike[str]], *, timeout: float) -> int:
+def run_detaching(
+    command: Sequence[str | os.PathLike[str]], *, timeout: float, env: Mapping[str, str] | None = None
+) -> int:
     """Run a command that leaves processes behind, and return its exit status.
 
     Those inherit its standard streams, which are ``/dev/null``: nobody can wait for the end of their output.
@@ -173,7 +175,7 @@ def run_detaching(command: Sequence[str | os.PathLike[str]], *, timeout: float) 
     null = subprocess.DEVNULL
     try:
         return subprocess.run(
-            argv, stdin=null, stdout=null, stderr=null, timeout=timeout, env=environment()
+            argv, stdin=null, stdout=null, stderr=null, timeout=timeout, env=environment(env)
         ).returncode
     except FileNotFoundError as e:
         raise missing(argv[0]) from e

@@ -266,7 +266,8 @@ class Transaction:
 
     def _quiesce(self, the_plan: Plan) -> None:
         self.undo.push("resume", units=quiesce.active_units())
-        quiesce.write_target(self.host, [c.cgroup for c in the_plan.containers])
+        services = [found[0] for c in the_plan.containers if (found := c.service)]
+        quiesce.write_target(self.host, [c.cgroup for c in the_plan.containers], services)
         quiesce.isolate()
 
     def _quiet_movers(self) -> None:

@@ -395,7 +395,7 @@ def test_its_id_is_written_where_it_was(
     engine.clean_up(found)
     assert not machine.host.exists("/run/web.cid")
     podman.run(ID, "web", 500, ContainerIDFile="/root/web.cid")
-    assert PodmanEngine(machine.host).find("web").data["cidfiles"] == []
+    assert PodmanEngine(machine.host).find("web").data["id_files"] == []
 
 
 def test_a_terminal_comes_back(podman: Podman, engine: PodmanEngine) -> None:

@@ -13,7 +13,7 @@ from builders.host import Machine
 from builders.oci import put_crun
 from builders.programs import Programs
 
-from upgrade.engines import bus, podman_pod
+from upgrade.engines import bus, podman_files, podman_pod
 from upgrade.engines.base import Container, Images
 from upgrade.engines.podman import PodmanEngine
 from upgrade.errors import Refusal, UpgradeError
@@ -81,7 +81,7 @@ class Pod:
         cases = "".join(f"{e['Id']}) echo '{json.dumps(e)}';;\n" for e in self.known.values())
         self.programs.add(
             "podman",
-            'if [ "$2" = inspect ]; then shift 2; echo [; sep=; for id; do echo $sep; sep=,; '
+            'if [ "$1 $2" = "container inspect" ]; then shift 2; echo [; sep=; for id; do echo $sep; sep=,; '
             f'case "$id" in\n{cases}esac; done; echo ]; else {rest}\nfi',
         )
 
@@ -134,6 +134,44 @@ def test_each_knows_the_whole_pod(pod: Pod) -> None:
     podman_pod.refuse_parts(list(found.values()))
 
 
+@pytest.mark.parametrize(
+    "option", [["--pod-id-file=/run/x.pod-id"], ["--pod-id-file", "/run/x.pod-id"], ["--pod-id-file=/root/x"]]
+)
+def test_a_pod_that_is_a_service_travels_with_it(
+    pod: Pod, option: list[str], tmp_path: Path, listening: None
+) -> None:
+    infra = inspected("infra", State={"ConmonPid": 490}, ConmonPidFile="/run/x.pid")
+    infra["Config"]["Labels"] = {"PODMAN_SYSTEMD_UNIT": "x-pod.service"}
+    pod.known["infra"] = infra
+    pod.machine.process(490, name="conmon")
+    pod.machine.cgroup("/system.slice/x-pod.service", [490])
+    shown = {
+        "Id": "x-pod.service",
+        "LoadState": "loaded",
+        "ActiveState": "active",
+        "SubState": "running",
+        "Type": "forking",
+        "MainPID": "490",
+        "ControlGroup": "/system.slice/x-pod.service",
+    }
+    pod.programs.real("cat")
+    text = "".join(f"{key}={value}\n" for key, value in shown.items())
+    (pod.programs.directory / "properties").write_text(text)
+    pod.programs.add("systemctl", f"cat {pod.programs.directory}/properties")
+    answer = json.dumps({"CreateCommand": ["podman", "pod", "create", *option, "--name", "x"]})
+    pod.podman(f"[ \"$1\" != pod ] || echo '{answer}'")
+    found = pod.find()
+    service = found["infra"].service
+    assert service is not None
+    assert service[0] == "x-pod.service"
+    assert found["a"].service is None
+    expected = [["/run/x.pod-id", POD]] if "/run" in option[-1] else []
+    assert found["infra"].data["id_files"] == expected
+    podman_files.put(pod.machine.host, found["infra"], images(tmp_path, "infra"))
+    for file, identity in expected:
+        assert pod.machine.host.read(file) == identity
+
+
 def test_a_part_of_a_pod_is_refused(pod: Pod) -> None:
     found = pod.find()
     with pytest.raises(Refusal, match="in a pod with infra, b") as caught:
@@ -146,10 +184,6 @@ def test_a_part_of_a_pod_is_refused(pod: Pod) -> None:
     [
         (lambda p: p.known["a"].update(Pod=""), "outside of a pod"),
         (lambda p: p.known["infra"].update(IsInfra=False), "without an infra container"),
-        (
-            lambda p: p.known["infra"]["Config"].update(Labels={"PODMAN_SYSTEMD_UNIT": "x.service"}),
-            "a service of systemd",
-        ),
         (lambda p: p.put("a", 600, 500, {"type": "cgroup", "path": "/proc/500/ns/cgroup"}), "ns/cgroup"),
         (lambda p: p.put("a", 600, 499), "/proc/499/ns/net"),
         (

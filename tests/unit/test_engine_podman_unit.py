@@ -65,7 +65,7 @@ class Quadlet:
         machine.cgroup(SERVICE, [])
         machine.cgroup(f"{SERVICE}/runtime", [490])
         machine.cgroup(PAYLOAD, [500, 501])
-        machine.process(490)
+        machine.process(490, name="conmon")
         (machine.root / STATIC.lstrip("/")).mkdir(parents=True)
         self.podman()
         self.show()
@@ -179,7 +179,9 @@ def test_its_start_restores_it(
 ) -> None:
     monkeypatch.setattr(command, "Host", lambda: quadlet.machine.host)
     found = quadlet.find()
-    quadlet.podman(f'[ "$2" != restore ] || echo 4711 > {quadlet.inspected["ConmonPidFile"]}')
+    quadlet.podman(
+        f'[ "$2" != restore ] || echo ${{INVOCATION_ID:+4711}} > {quadlet.inspected["ConmonPidFile"]}'
+    )
     thread = start(quadlet, tmp_path)
     unlocked: list[str] = []
     pid = PodmanEngine(quadlet.machine.host).restore(

@@ -89,10 +89,13 @@ class PodmanEngine:
         if container.data["removed"]:
             self._refuse_unknown_state(container)
         pod = podman_pod.of(self.host, found[0], container, inspected, running)
-        service = {} if pod else podman_unit.of(self.host, found[0], container)
+        service = podman_unit.of(self.host, found[0], container)
+        id_files = [*container.data["id_files"], *(podman_pod.id_files(found[0]) if service else ())]
         self._let_check_end(container)
         refuse_state(self.host, container, "podman unpause", "podman exec")
-        return replace(container, data={**container.data, "service": service, "pod": pod})
+        return replace(
+            container, data={**container.data, "service": service, "pod": pod, "id_files": id_files}
+        )
 
     def _refuse_unknown_state(self, container: Container) -> None:
         file = container.data["database"]
@@ -151,7 +154,7 @@ class PodmanEngine:
                 "shm": podman_inspect.shm(self.host, inspected["StaticDir"]),
                 "health": health.of(inspected),
                 "places": podman_inspect.places(self.host, inspected),
-                "cidfiles": podman_inspect.cid_files(inspected),
+                "id_files": podman_inspect.id_files(inspected),
                 "removed": podman_inspect.is_removed(inspected),
                 "again": podman_inspect.again(inspected),
                 "database": podman_state.database(inspected),

@@ -22,8 +22,8 @@ def put(host: Host, container: Container, images: Images) -> None:
         _link(_place(host, container, name), target)
     for place, is_directory in container.data["places"]:
         _make(host.path(place), is_directory)
-    for file in container.data["cidfiles"]:
-        files.write(host.path(file), container.data["id"])
+    for file, identity in container.data["id_files"]:
+        files.write(host.path(file), identity)
 
 
 def remove_links(host: Host, container: Container) -> None:
@@ -35,7 +35,7 @@ def remove_links(host: Host, container: Container) -> None:
 def remove(host: Host, container: Container) -> None:
     """Remove what :func:`put` has put; podman would not start another container with the same ``--cidfile``."""
     remove_links(host, container)
-    for file in container.data["cidfiles"]:
+    for file, _ in container.data["id_files"]:
         host.path(file).unlink(missing_ok=True)
 
 

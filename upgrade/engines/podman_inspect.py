@@ -47,10 +47,10 @@ def is_removed(inspected: Inspected) -> bool:
     return bool(inspected["HostConfig"].get("AutoRemove"))
 
 
-def cid_files(inspected: Inspected) -> list[str]:
-    """Return where a container's id is written to (``--cidfile``) if that ends with the kernel."""
+def id_files(inspected: Inspected) -> list[list[str]]:
+    """Return where a container's id is written to (``--cidfile``) if that ends with the kernel, with the id."""
     file = inspected["HostConfig"].get("ContainerIDFile") or ""
-    return [file] if file.startswith("/run/") else []
+    return [[file, inspected["Id"]]] if file.startswith("/run/") else []
 
 
 def again(inspected: Inspected) -> list[str]:

@@ -7,6 +7,7 @@ Until all of a pod are back nothing is delivered in its network: a packet from o
 would be answered with RST.
 """
 
+import itertools
 import json
 import os
 import time
@@ -17,8 +18,8 @@ from typing import Any
 
 from upgrade import cgroup, files, paths
 from upgrade.engines.base import Container, Images
+from upgrade.engines.podman_command import COMMAND_S
 from upgrade.engines.podman_inspect import Inspected
-from upgrade.engines.podman_unit import LABEL
 from upgrade.errors import Refusal, UpgradeError
 from upgrade.host import Host
 from upgrade.process import run
@@ -57,13 +58,6 @@ def of(
     infra = next((each["Id"] for each in members if each.get("IsInfra")), None)
     if infra is None:
         raise Refusal("is in a pod without an infra container", subject=container.name, hint="leave it out")
-    for each in members:
-        if (each["Config"].get("Labels") or {}).get(LABEL):
-            raise Refusal(
-                "is in a pod that is a service of systemd, which is not supported yet",
-                subject=container.name,
-                hint="start the pod with podman pod create or podman kube play",
-            )
     _refuse_namespaces(container, infra, running[infra].root_pid)
     return {
         "infra": infra,
@@ -71,6 +65,19 @@ def of(
         "ipc": _ipc_owner(host, container, infra, members, running),
         "locked": not running[infra].host_network,
     }
+
+
+def id_files(inspected: Inspected) -> list[list[str]]:
+    """Return where the id of a pod is written to (``--pod-id-file``) if that ends with the kernel, with the id."""
+    if not inspected.get("IsInfra"):
+        return []
+    done = run(["podman", "pod", "inspect", inspected["Pod"]], timeout=COMMAND_S)
+    found = json.loads(done.stdout)
+    found = found[0] if isinstance(found, list) else found
+    words = found.get("CreateCommand") or []
+    pairs = [word.partition("=")[::2] for word in words] + list(itertools.pairwise(words))
+    names = {value for option, value in pairs if option == "--pod-id-file"}
+    return [[name, inspected["Pod"]] for name in names if name.startswith("/run/")]
 
 
 def _refuse_namespaces(container: Container, infra: str, infra_pid: int) -> None:

@@ -2,7 +2,8 @@
 """Containers that are a service of systemd, as Quadlet makes them: conmon is the main process.
 
 Their cgroup lies beneath that of the service (``--cgroups=split``), where podman puts it if it runs in the service. So
-it is the start of the service that restores them, as with any service that is preserved.
+it is the start of the service that restores them, as with any service that is preserved. Of a pod the infra container's
+conmon is the main process.
 """
 
 from typing import Any
@@ -30,14 +31,18 @@ def of(host: Host, inspected: Inspected, container: Container) -> dict[str, Any]
 
     service = definition.read(host, unit, container=True)
     name = container.name
-    _refuse_place(service, container)
+    if not inspected.get("IsInfra"):  # that of a pod stays where the pod is
+        _refuse_place(service, container)
     if str(service.main_pid) != str((inspected.get("State") or {}).get("ConmonPid")):
         raise Refusal(
             f"its conmon is not the main process of {service.name}",
             subject=name,
             hint="start it with podman run --sdnotify=conmon, as Quadlet does",
         )
-    if inspected["Config"].get("sdNotifyMode") == "container":
+    if (
+        service.properties["Type"].startswith("notify")
+        and inspected["Config"].get("sdNotifyMode") == "container"
+    ):
         raise Refusal(
             f"tells systemd itself how it is (Notify=true in {service.name}), through a socket that ends with this "
             "kernel",

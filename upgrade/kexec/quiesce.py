@@ -87,9 +87,9 @@ def unit_of(cgroup: str) -> str | None:
     return None
 
 
-def write_target(host: Host, cgroups: Iterable[str]) -> None:
-    """Write the target that keeps the containers in ``cgroups``."""
-    keep = [*active_kept(), *(unit for unit in map(unit_of, cgroups) if unit)]
+def write_target(host: Host, cgroups: Iterable[str], units: Iterable[str] = ()) -> None:
+    """Write the target that keeps the containers in ``cgroups``, and ``units``."""
+    keep = [*active_kept(), *(unit for unit in map(unit_of, cgroups) if unit), *units]
     file = host.path(TARGET_FILE)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(_UNIT.format(wants=" ".join(keep)))

@@ -50,7 +50,7 @@ def _restore(name: str, line: Line, job: Mapping[str, Any]) -> None:
     if job["podman"] is not None:
         from upgrade.engines import podman_command
 
-        podman_command.restore(Host(), job["podman"]["id"], images)
+        podman_command.restore(Host(), job["podman"]["id"], images, in_service=True)
         unlock()
         pid = int(Path(job["podman"]["pid_file"]).read_text())
     else:

@@ -43,8 +43,8 @@ DIRECTIVES: Mapping[str, tuple[str, ...]] = {
     "pid": ("PrivatePIDs",),
     "user": ("PrivateUsers",),
 }
-# The cgroup in which podman puts a container that is a service (--cgroups=split)
-PAYLOAD = "libpod-payload-"
+# The main process where podman's container, or pod, is the service
+CONMON = "conmon"
 # Values of these that give none
 HARMLESS = ("", "no", "default", "all", "/", "[unprintable]")
 
@@ -149,7 +149,7 @@ def _refuse_kind(service: Definition) -> None:
 
 
 def _refuse_container(host: Host, service: Definition) -> None:
-    if any(name.startswith(PAYLOAD) for name in host.list(cgroup.path(service.cgroup))):
+    if host.read_or(f"/proc/{service.main_pid}/comm", "") == CONMON:
         raise Refusal(
             "is one of podman's containers",
             subject=service.name,
