@@ -91,9 +91,9 @@ def from_outside(peers: Iterable[Mapping[str, Any]], flows: Iterable[Flow]) -> t
         for flow in flows:
             original, reply = tuple(flow["original"]), tuple(flow["reply"])
             if reply == own + other:  # it came in
-                found.append({**peer, "local": original[2:], "remote": original[:2], "ended": False})
+                found.append({**peer, "local": original[2:], "remote": original[:2]})
             elif original == own + other:
-                found.append({**peer, "local": reply[2:], "remote": reply[:2], "ended": False})
+                found.append({**peer, "local": reply[2:], "remote": reply[:2]})
     return tuple(found)
 
 

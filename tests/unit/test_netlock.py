@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Tests of ``upgrade.netlock`` with the real nft, in a network of their own."""
 
+import fcntl
 import shutil
 import socket
+import struct
 import subprocess
+import termios
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -109,6 +113,9 @@ def test_containers_that_share_a_bridge_are_locked_there_too() -> None:
     assert seen[-1] == ""
 
 
+TCP_QUICKACK = 12  # include/uapi/linux/tcp.h
+
+
 def reached(port: int) -> str:
     """Return what comes of connecting to a port: ``answered``, ``refused`` or ``silence``."""
     with socket.socket() as s:
@@ -120,6 +127,12 @@ def reached(port: int) -> str:
             return "silence"
         except ConnectionRefusedError:
             return "refused"
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """Return how many bytes of ours the other end has not acknowledged (SIOCOUTQ)."""
+    found: int = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]
+    return found
 
 
 def both(ports: tuple[int, int]) -> tuple[str, str]:
@@ -195,6 +208,32 @@ def test_what_criu_sends_itself_passes() -> None:
     assert in_network(scenario) == [False, True]
 
 
+def test_what_only_acknowledges_gets_out_and_nothing_else() -> None:
+    """The client sends before the lock falls; it has its acknowledgement later, but no data, and no end."""
+
+    def scenario() -> tuple[int, str]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            client = socket.create_connection(server.getsockname())
+            locked, _ = server.accept()
+            locked.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 0)  # acknowledge late
+            client.sendall(b"x" * 3000)
+            port = locked.getsockname()[1]
+            netlock.lock(netlock.ruleset({0: [port]}))
+            locked.send(b"data")
+            locked.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + 5
+            while unacknowledged(client) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            client.settimeout(0.3)
+            try:
+                got = client.recv(10).decode()
+            except TimeoutError:
+                got = "silence"
+            return unacknowledged(client), got
+
+    assert in_network(scenario) == (0, "silence")
+
+
 @pytest.mark.parametrize(
     "door",
     [lambda port: ({0: [port]}, {}), lambda _: ({0: []}, {0: ["127.0.0.1"]})],
@@ -237,7 +276,7 @@ def test_a_lock_replaces_another_and_its_rules_can_be_loaded_again() -> None:
 
     text, count = in_network(scenario)
     assert "4711" not in text
-    assert count == "2"
+    assert count == "3"
 
 
 def test_removing_leaves_nothing_of_ours_and_all_of_others() -> None:

@@ -90,33 +90,6 @@ def test_each_peer_gets_one_for_each_doubling() -> None:
     assert got == [first] * nudge.DOUBLINGS + [second] * nudge.DOUBLINGS
 
 
-def test_who_has_ended_its_direction_acknowledges_what_it_has() -> None:
-    """A peer whose last byte was not acknowledged would not listen to the message about the byte after it."""
-
-    def scenario() -> bool:
-        with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
-            client.connect(server.getsockname())
-            ended, _ = server.accept()
-            ended.shutdown(socket.SHUT_WR)
-            client.recv(1)  # its end has been acknowledged: FIN_WAIT2
-            with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as wire:
-                client.sendall(b"x")
-                wire.settimeout(2)
-                packet = wire.recv(2000)[20:]
-                number = struct.unpack_from("!I", packet, 4)[0]
-                ended.recv(1)
-                local, remote = ended.getsockname(), ended.getpeername()
-                nudge.peers([{"local": local, "remote": remote, "expected": number + 1, "ended": True}])
-                old = False
-                while True:
-                    source, _, sequence, acknowledged = struct.unpack_from("!HHII", wire.recv(2000), 20)
-                    old |= source == remote[1] and (number + 1 - sequence) % 2**32 == nudge.OLD_BYTES
-                    if old and source == local[1] and acknowledged == (number + 1) % 2**32:
-                        return True
-
-    assert in_network(scenario)
-
-
 def test_no_connections_are_no_messages() -> None:
     assert received([]) == []
 

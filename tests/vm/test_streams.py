@@ -116,7 +116,7 @@ def test_something_was_under_way(seen: Seen, name: str) -> None:
 
 def test_a_client_outside_sees_only_a_pause(seen: Seen) -> None:
     downtime = max(each["downtime_seconds"] for each in seen.report["containers"])
-    for kind in ("stream", "client_ended", "clock"):
+    for kind in ("stream", "client_ended", "server_ended", "clock"):
         assert seen.probed["kinds"][kind]["largest_gap_seconds"] <= 1.05 * downtime + 2.0, kind
 
 

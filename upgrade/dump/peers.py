@@ -18,10 +18,7 @@ def prepare() -> None:
 
 
 def of_images(directory: Path) -> tuple[Mapping[str, Any], ...]:
-    """Return the IPv4 connections of a dump whose peer may send.
-
-    Each has ``local``, ``remote``, the next byte ``expected``, and whether our direction has ``ended``.
-    """
+    """Return the IPv4 connections of a dump whose peer may send: ``local``, ``remote``, the next byte ``expected``."""
     from pycriu import images  # heavy: not for the new kernel's path
 
     files = directory / "files.img"
@@ -40,14 +37,9 @@ def of_images(directory: Path) -> tuple[Mapping[str, Any], ...]:
                     "local": (_address(entry["src_addr"]), entry["src_port"]),
                     "remote": (_address(entry["dst_addr"]), entry["dst_port"]),
                     "expected": expected,
-                    "ended": not _is_established(entry),
                 }
             )
     return tuple(found)
-
-
-def _is_established(entry: Mapping[str, Any]) -> bool:
-    return entry["state"] in (SENDING[0], SENDING_NAMES[0])
 
 
 def _may_receive(entry: Mapping[str, Any]) -> bool:

@@ -6,11 +6,6 @@ downtime lasted. An ICMP "host unreachable" about the packet that it waits for t
 shorter interval has passed already, makes it retransmit now (RFC 6069; Linux: tcp_ld_RTO_revert() in
 net/ipv4/tcp_ipv4.c). Peers that do not know this ignore it: an ICMP of this kind never ends a connection
 (RFC 1122, 4.2.3.9).
-
-It has to name the first byte that the peer has no acknowledgement for. What arrived just before the freeze may not have
-been acknowledged yet; the kernel makes up for that when a connection leaves repair mode (tcp_send_window_probe()), but
-not for one that we have ended. So that is sent an old segment in the peer's name first: it answers with an
-acknowledgement (RFC 9293, 3.10.7.4).
 """
 
 import logging
@@ -21,16 +16,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# soccr/soccr.h, SOCCR_MARK: passes the network lock of others (netlock.MARK, whose import would be downtime)
-MARK = 0xC114
-
-# So far before the expected byte a segment is old, whatever the window is.
-OLD_BYTES = 1 << 24
-
 # 15 doublings of 200 ms are nearly two hours; net.ipv4.tcp_retries2 gives up at 15
 DOUBLINGS = 15
-
-TH_ACK = 0x10
 
 # include/uapi/linux/icmp.h
 ICMP_DEST_UNREACH = 3
@@ -47,8 +34,6 @@ def peers(connections: Iterable[Mapping[str, Any]]) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
             for connection in connections:
                 try:
-                    if connection.get("ended"):
-                        _have_acknowledged(connection)
                     _nudge(raw, connection)
                 except OSError as e:
                     log.warning("cannot nudge %s: %s", connection["remote"][0], e)
@@ -60,23 +45,6 @@ def _nudge(raw: socket.socket, connection: Mapping[str, Any]) -> None:
     message = unreachable(connection["local"], connection["remote"], connection["expected"])
     for _ in range(DOUBLINGS):
         raw.sendto(message, (connection["remote"][0], 0))
-
-
-def _have_acknowledged(connection: Mapping[str, Any]) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
-        old = segment(connection["remote"], connection["local"], connection["expected"] - OLD_BYTES)
-        raw.sendto(old, (connection["local"][0], 0))
-
-
-def segment(source: tuple[str, int], target: tuple[str, int], sequence: int) -> bytes:
-    """Return a packet with an empty TCP segment."""
-    ends = socket.inet_aton(source[0]) + socket.inet_aton(target[0])
-    tcp = struct.pack("!HHIIBBHHH", source[1], target[1], sequence & 0xFFFFFFFF, 0, 5 << 4, TH_ACK, 0, 0, 0)
-    total = checksum(ends + struct.pack("!HH", socket.IPPROTO_TCP, len(tcp)) + tcp)
-    tcp = tcp[:16] + struct.pack("!H", total) + tcp[18:]
-    # the kernel fills in the checksum of the header
-    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, socket.IPPROTO_TCP, 0) + ends + tcp
 
 
 def unreachable(local: tuple[str, int], remote: tuple[str, int], expected: int) -> bytes:
