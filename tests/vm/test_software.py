@@ -39,7 +39,7 @@ def test_all_come_back_with_their_frames_in_place(upgraded: dict[str, Any]) -> N
     assert {c["name"]: c["outcome"] for c in report["containers"]} == dict.fromkeys(
         SOFTWARE.values(), "restored"
     )
-    assert report["pages_total"] > 50_000
+    assert report["pages_total"] > 30_000
     assert report["pages_copied"] < 0.05 * report["pages_total"]
 
 
@@ -61,4 +61,4 @@ def test_its_client_sees_only_a_pause(upgraded: dict[str, Any], name: str) -> No
     if name in LISTENERS:
         assert seen["replies"] > 20
     else:
-        assert seen["replies"] == seen["requests"] > 100
+        assert seen["replies"] == seen["requests"] > 50
