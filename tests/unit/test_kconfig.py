@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from builders.host import RELEASE, Machine
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from upgrade.kexec import kconfig
@@ -64,6 +64,8 @@ def test_the_running_kernel_shows_its_own(machine: Machine, tmp_path: Path) -> N
 
 
 @given(before=st.binary(max_size=99), after=st.binary(max_size=99))
+@example(before=b"IKCFG_ST\x1f\x8b", after=b"")
+@example(before=b"IKCFG_ST\x1f\x8b\x08\0\0\0\0\0\0\0", after=b"")
 def test_it_is_found_inside_of_a_kernel(before: bytes, after: bytes) -> None:
     kernel = before + b"IKCFG_ST" + gzip.compress(TEXT.encode()) + b"IKCFG_ED" + after
     found = kconfig.inside(kernel, "vmlinuz")

@@ -9,6 +9,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,13 +69,14 @@ def inside(kernel: bytes, source: str) -> KernelConfig | None:
     :param kernel: what :func:`upgrade.kexec.vmlinux.decompress` returns
     """
     at = kernel.find(_BEGIN)
-    if at < 0:
-        return None
-    try:
-        text = zlib.decompressobj(wbits=31).decompress(kernel[at + len(_BEGIN) - 2 :])
-    except zlib.error:
-        return None
-    return parse(text.decode(errors="replace"), source)
+    while at >= 0:
+        with suppress(zlib.error):
+            packed = zlib.decompressobj(wbits=31)
+            text = packed.decompress(kernel[at + len(_BEGIN) - 2 :])
+            if packed.eof:
+                return parse(text.decode(errors="replace"), source)
+        at = kernel.find(_BEGIN, at + 1)  # that was not the configuration, but something that looks for it
+    return None
 
 
 def _read(file: Path) -> str:
