@@ -219,11 +219,11 @@ def test_what_only_acknowledges_gets_out_and_nothing_else() -> None:
             client.sendall(b"x" * 3000)
             port = locked.getsockname()[1]
             netlock.lock(netlock.ruleset({0: [port]}))
-            locked.send(b"data")
-            locked.shutdown(socket.SHUT_WR)
             deadline = time.monotonic() + 5
             while unacknowledged(client) and time.monotonic() < deadline:
                 time.sleep(0.01)
+            locked.send(b"data")  # not before: it would acknowledge what has come, and be dropped with that
+            locked.shutdown(socket.SHUT_WR)
             client.settimeout(0.3)
             try:
                 got = client.recv(10).decode()
