@@ -23,8 +23,8 @@ class Docker:
 
     name = "docker"
     why = (
-        "docker restores only from a checkpoint that it made itself and copied into containerd's store, "
-        "without the container's network"
+        "docker restores only from a checkpoint that it made itself, which takes no established TCP connection along "
+        "and is copied into containerd's store and out of it"
     )
 
     def __init__(self, host: Host) -> None:
