@@ -126,8 +126,9 @@ def test_the_monotonic_clocks_count_the_downtime(seen: Seen) -> None:
     monotonic, boottime, realtime = map(float, steps.groups())
     downtime = min(each["downtime_seconds"] for each in seen.report["containers"])
     assert realtime > 0.9 * downtime
-    assert monotonic == pytest.approx(realtime, abs=0.25)
-    assert boottime == pytest.approx(realtime, abs=0.25)
+    # what CRIU takes between being asked and making the clocks is not counted
+    assert monotonic == pytest.approx(realtime, rel=0.05)
+    assert boottime == pytest.approx(realtime, rel=0.05)
 
 
 def test_the_wall_clock_is_that_of_before(seen: Seen) -> None:
