@@ -126,6 +126,17 @@ def test_one_that_does_not_start_keeps_no_other_from_it(machine: Machine, docker
     assert "ended at once with status 3" in second.reason
 
 
+def test_a_docker_that_no_boot_starts_is_started(
+    machine: Machine, docker: Docker, here: Path, programs: Programs
+) -> None:
+    programs.add("systemctl", f"touch {machine.root}/run/docker.pid")
+    made = record.stop(machine.host, ["docker"], "s1", paths.COLD)
+    assert programs.calls("systemctl") == []
+    (machine.root / "run/docker.pid").unlink()
+    assert [each.outcome for each in record.start(machine.host, made)] == [ContainerOutcome.RESTARTED] * 2
+    assert programs.calls("systemctl") == [["systemctl", "start", "docker.service"]]
+
+
 def test_an_aborted_run_starts_them_again(machine: Machine, docker: Docker, here: Path) -> None:
     undo = Undo(machine.host, paths.UNDO)
     undo.push("start_cold", file=str(paths.COLD))

@@ -13,6 +13,7 @@ from upgrade.process import run
 
 # Not its socket: podman offers one of the same name.
 PID_FILE = "/run/docker.pid"
+UNIT = "docker.service"
 COMMAND_S = 120
 STOP_S = 900
 SWARM = "com.docker.swarm.task.id"
@@ -45,6 +46,8 @@ class Docker:
 
     def start(self, id: str) -> int:
         """Start it, unless its restart policy has done that."""
+        if not self.host.exists(PID_FILE):  # it ran, but no boot would start it
+            run(["systemctl", "start", UNIT], timeout=COMMAND_S)
         run(["docker", "start", id], timeout=COMMAND_S)
         (inspected,) = _inspect([id])
         if not inspected["State"]["Running"]:
