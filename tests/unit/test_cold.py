@@ -4,9 +4,11 @@
 import json
 import time
 from datetime import UTC, datetime, timedelta
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from builders.host import Machine
 from builders.programs import Programs
@@ -232,6 +234,8 @@ def test_the_unit_starts_them_and_adds_them_to_the_report(
     found = store.load(paths.REPORTS, "s1")
     assert [(c.name, c.outcome) for c in found.containers] == [("db", "restarted"), ("web", "restarted")]
     assert found.outcome is Outcome.UPGRADED
+    schema = json.loads((files("upgrade.report") / "schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(found.to_json())
     assert not paths.COLD.exists()
     assert "2 containers stopped before and started after it" in render(found)
 
