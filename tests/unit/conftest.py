@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What many tests need: a fake machine, fake programs, a fake CRIU, directories of their own."""
 
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from builders.programs import Programs
 from builders.target import Target
 
 from upgrade import paths
+from upgrade.engines import bus
 
 
 @pytest.fixture
@@ -58,3 +61,14 @@ def _move(monkeypatch: pytest.MonkeyPatch, name: str, base: Path, directory: Pat
 def target(machine: Machine, criu: FakeCriu) -> Target:
     """Return a host with a kernel that can be entered."""
     return Target(machine)
+
+
+@pytest.fixture
+def listening(machine: Machine) -> Iterator[None]:
+    """Let the bus listen."""
+    place = machine.root / bus.SOCKET.lstrip("/")
+    place.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place))
+        server.listen(16)
+        yield

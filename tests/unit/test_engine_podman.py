@@ -2,11 +2,9 @@
 """Tests of ``upgrade.engines.podman``: a podman that answers as podman 5.4 does, and is recorded."""
 
 import json
-import socket
 import sqlite3
 import tarfile
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from builders.oci import put_crun
 from builders.programs import Programs
 
 from upgrade.criu import messages
-from upgrade.engines import bus, health, podman_state
+from upgrade.engines import health, podman_state
 from upgrade.engines.base import Images
 from upgrade.engines.podman import PodmanEngine
 from upgrade.errors import Refusal, UpgradeError
@@ -112,17 +110,6 @@ def podman(machine: Machine, programs: Programs) -> Podman:
 @pytest.fixture
 def engine(machine: Machine, podman: Podman) -> PodmanEngine:
     return PodmanEngine(machine.host)
-
-
-@pytest.fixture
-def listening(machine: Machine) -> Iterator[None]:
-    """Let the bus listen."""
-    place = machine.root / bus.SOCKET.lstrip("/")
-    place.parent.mkdir(parents=True)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(place))
-        server.listen(16)
-        yield
 
 
 def test_a_container_is_found_by_its_name_and_its_id(engine: PodmanEngine) -> None:

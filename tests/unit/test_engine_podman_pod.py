@@ -2,9 +2,8 @@
 """Tests of ``upgrade.engines.podman_pod``: a pod of three containers, a podman and an nft that are recorded."""
 
 import json
-import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from builders.host import Machine
 from builders.oci import put_crun
 from builders.programs import Programs
 
-from upgrade.engines import bus, podman_files, podman_pod
+from upgrade.engines import podman_files, podman_pod
 from upgrade.engines.base import Container, Images
 from upgrade.engines.podman import PodmanEngine
 from upgrade.errors import Refusal, UpgradeError
@@ -102,17 +101,6 @@ class Pod:
 @pytest.fixture
 def pod(machine: Machine, programs: Programs, here: Path) -> Pod:
     return Pod(machine, programs)
-
-
-@pytest.fixture
-def listening(machine: Machine) -> Iterator[None]:
-    """Let the bus listen."""
-    place = machine.root / bus.SOCKET.lstrip("/")
-    place.parent.mkdir(parents=True)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(place))
-        server.listen(16)
-        yield
 
 
 def images(directory: Path, name: str) -> Images:

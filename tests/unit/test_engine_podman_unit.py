@@ -2,9 +2,8 @@
 """Tests of ``upgrade.engines.podman_unit``: a container of Quadlet, a podman and a systemctl that answer."""
 
 import json
-import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from builders.oci import put_crun
 from builders.programs import Programs
 
 from upgrade import paths
-from upgrade.engines import bus
 from upgrade.engines.base import Container, Images
 from upgrade.engines.podman import PodmanEngine
 from upgrade.engines.unit import UnitEngine
@@ -90,17 +88,6 @@ class Quadlet:
 @pytest.fixture
 def quadlet(machine: Machine, programs: Programs, here: Path) -> Quadlet:
     return Quadlet(machine, programs)
-
-
-@pytest.fixture
-def listening(machine: Machine) -> Iterator[None]:
-    """Let the bus listen."""
-    place = machine.root / bus.SOCKET.lstrip("/")
-    place.parent.mkdir(parents=True)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(place))
-        server.listen(16)
-        yield
 
 
 @pytest.fixture
