@@ -19,7 +19,8 @@ from upgrade.errors import UpgradeError
 
 PAGE_BYTES = 4096
 # criu/include/magic.h
-MAGIC = struct.pack("<II", 0x54564319, 0x56084025)
+IMG_COMMON_MAGIC, PAGEMAP_MAGIC = 0x54564319, 0x56084025
+MAGIC = struct.pack("<II", IMG_COMMON_MAGIC, PAGEMAP_MAGIC)
 # criu/include/pagemap.h
 PE_PARENT = 1 << 0
 PE_LAZY = 1 << 1

@@ -36,7 +36,7 @@ _LAST = 1 << 62
 _CLEAR_SOFT_DIRTY = "4"
 # criu/include/magic.h
 _INVENTORY_MAGIC = struct.pack("<I", 0x58313116)
-_MM_MAGIC = struct.pack("<II", 0x54564319, 0x57492820)
+_MM_MAGIC = struct.pack("<II", pagemaps.IMG_COMMON_MAGIC, 0x57492820)
 # uapi/linux/mman.h; criu/include/image.h
 _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_LOCKED, _MAP_HUGETLB = 0x2, 0x20, 0x2000, 0x40000
 _VMA_VSYSCALL, _VMA_VDSO, _VMA_VVAR = 1 << 2, 1 << 3, 1 << 12

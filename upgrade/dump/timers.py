@@ -13,8 +13,8 @@ from typing import Any
 from upgrade import pagemaps
 from upgrade.criu import image_messages
 
-# criu/include/magic.h: IMG_COMMON_MAGIC, FILES_MAGIC
-MAGIC = struct.pack("<II", 0x54564319, 0x56303138)
+# criu/include/magic.h: FILES_MAGIC
+MAGIC = struct.pack("<II", pagemaps.IMG_COMMON_MAGIC, 0x56303138)
 FILE = "files.img"
 
 

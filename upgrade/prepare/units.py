@@ -23,7 +23,7 @@ TARGET = "/usr/local/lib/systemd/system"
 ENABLED = (
     paths.FRAMES_UNIT,
     paths.RESTORE_UNIT,
-    "seamless-upgrade-restored.service",
+    paths.RESTORED_UNIT,
     paths.COLD_UNIT,
     "seamless-upgrade-history.service",
     pidfloor.UNIT,

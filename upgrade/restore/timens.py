@@ -13,8 +13,8 @@ from pathlib import Path
 from upgrade import pagemaps
 from upgrade.criu import image_messages
 
-# criu/include/magic.h: IMG_COMMON_MAGIC, TIMENS_MAGIC
-MAGIC = struct.pack("<II", 0x54564319, 0x43114433)
+# criu/include/magic.h: TIMENS_MAGIC
+MAGIC = struct.pack("<II", pagemaps.IMG_COMMON_MAGIC, 0x43114433)
 KEPT = ".dumped"
 _SECOND_NS = 10**9
 
