@@ -91,10 +91,10 @@ def _start_cold(host: Host, *, file: str) -> None:
     from upgrade.cold import record
 
     found = record.Record.load(Path(file))
-    lost = [each for each in record.start(host, found) if each.reason != record.REASON] if found else []
+    lost = record.lost(record.start(host, found)) if found else []
     Path(file).unlink(missing_ok=True)
     if lost:
-        raise UpgradeError("; ".join(f"{each.name}: {each.reason}" for each in lost))
+        raise UpgradeError("; ".join(lost))
 
 
 def _watchdogs(_host: Host) -> None:

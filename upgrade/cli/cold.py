@@ -12,7 +12,7 @@ from upgrade.errors import ExitStatus
 from upgrade.host import Host
 from upgrade.plan import privileged
 from upgrade.report import store
-from upgrade.report.model import ContainerOutcome, ContainerReport, Report
+from upgrade.report.model import Report
 
 POLL_S = 0.2
 
@@ -24,11 +24,15 @@ def main(_options: argparse.Namespace) -> int:
     if found is None:
         return ExitStatus.DONE
     started = list(record.start(Host(), found))
-    lost = [each for each in started if each.outcome is ContainerOutcome.LOST]
+    lost = record.lost(started)
     for each in lost:
-        say(f"{each.name}: {each.reason}")
+        say(each)
+
+    def add(report: Report) -> Report:
+        return replace(report, containers=(*report.containers, *started)).degraded(lost)
+
     if _is_reported(found.session):
-        store.change(paths.REPORTS, found.session, lambda report: _added(report, started))
+        store.change(paths.REPORTS, found.session, add)
     paths.COLD.unlink()
     return ExitStatus.DEGRADED if lost else ExitStatus.DONE
 
@@ -39,8 +43,3 @@ def _is_reported(session: str) -> bool:
     while not file.exists() and unit.state(paths.RESTORE_UNIT) == "activating":
         time.sleep(POLL_S)
     return file.exists()
-
-
-def _added(report: Report, started: list[ContainerReport]) -> Report:
-    lost = [f"{each.name}: {each.reason}" for each in started if each.outcome is ContainerOutcome.LOST]
-    return replace(report, containers=(*report.containers, *started)).degraded(lost)

@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -72,6 +72,11 @@ def stop(host: Host, engines: Sequence[str], session: str, file: Path) -> Record
     for name, adapter in adapters.items():
         adapter.stop([each.id for each in found[name]])
     return record
+
+
+def lost(started: Iterable[ContainerReport]) -> list[str]:
+    """Return what is to be said of those that did not start, a line each."""
+    return [f"{each.name}: {each.reason}" for each in started if each.outcome is ContainerOutcome.LOST]
 
 
 def start(host: Host, record: Record) -> Iterator[ContainerReport]:
