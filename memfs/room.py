@@ -110,7 +110,7 @@ def make(spans: Sequence[Range], needed_bytes: int, ours: Frames, root: Path = P
     free = free_bytes(blocks(spans, ours, root))
     dropped = free < needed and any(block.others for block in before)
     if dropped:
-        (root / "proc/sys/vm/drop_caches").write_text("1")
+        _drop_cache(root)
         free = free_bytes(blocks(spans, ours, root))
     return Room(free_before, free, len(emptied), refused, dropped, time.monotonic_ns() - begun)
 
@@ -119,8 +119,12 @@ def drop(spans: Sequence[Range], needed_bytes: int, ours: Frames, root: Path = P
     """Give up the host's page cache unless so much of some ranges is free; tell whether that was done."""
     if free_bytes(blocks(spans, ours, root)) >= needed_bytes:
         return False
-    (root / "proc/sys/vm/drop_caches").write_text("1")
+    _drop_cache(root)
     return True
+
+
+def _drop_cache(root: Path) -> None:
+    (root / "proc/sys/vm/drop_caches").write_text("1")
 
 
 def restore(spans: Sequence[Range], root: Path = Path("/")) -> None:

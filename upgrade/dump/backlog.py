@@ -48,7 +48,7 @@ class Doors:
     def __init__(self, host: Host, containers: Sequence[Container]) -> None:
         self.host = host
         self.containers = containers
-        tables = {directory: list(self._table(directory)) for directory in self._directories()}
+        tables = self._tables()
         self.listeners: dict[int, dict[int, int]] = {}
         """The ports by their sockets' inodes, by the container's number."""
         for number, container in enumerate(containers):
@@ -72,7 +72,7 @@ class Doors:
         """Look at what waits now."""
         waiting: dict[int, dict[int, int]] = {}
         arriving = 0
-        tables = {directory: list(self._table(directory)) for directory in self._directories()}
+        tables = self._tables()
         for number, container in enumerate(self.containers):
             ports = set(self.listeners[number].values())
             for inode, each in tables[_directory(container)]:
@@ -137,8 +137,9 @@ class Doors:
             for inode, each in self._table(directory)
         )
 
-    def _directories(self) -> set[str]:
-        return {_directory(container) for container in self.containers}
+    def _tables(self) -> dict[str, list[tuple[int, Socket]]]:
+        directories = {_directory(container) for container in self.containers}
+        return {directory: list(self._table(directory)) for directory in directories}
 
     def _table(self, directory: str) -> Iterator[tuple[int, Socket]]:
         return sockets.lines(self.host, directory, sockets.TCP_TABLES)

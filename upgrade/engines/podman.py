@@ -216,16 +216,9 @@ class PodmanEngine:
             podman_pod.await_turn(self.host, container, images.timeout_s, self._pid_of(container))
         # Its first call in a boot takes longest, and needs no bus: meanwhile that comes.
         run(["podman", "container", "exists", container.data["id"]], check=False)
-        opened = [False]
-
-        def unlock_once() -> None:
-            if not opened[0]:
-                unlock()
-            opened[0] = True
-
         try:
             if container.service is not None:
-                podman_unit.restore(self.host, container, images, unlock_once)
+                podman_unit.restore(self.host, container, images, unlock)
             else:
                 podman_command.restore(self.host, container.data["id"], images)
             if container.data["pod"]:
@@ -237,7 +230,8 @@ class PodmanEngine:
             raise UpgradeError(
                 "; ".join([e.message.removeprefix("podman: "), *criu]), subject="podman"
             ) from e
-        unlock_once()
+        if container.service is None:  # else the start of the service has called it
+            unlock()
         if container.data["health"]:
             health.start(container.data["id"], *container.data["health"])
         runtime, inner = self._inner(container)

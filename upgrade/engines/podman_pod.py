@@ -156,9 +156,9 @@ def await_turn(host: Host, container: Container, limit_s: float | None, pid_of: 
     :raises UpgradeError: if they cannot be restored
     """
     pod = container.data["pod"]
-    needed = dict.fromkeys(each for each in (pod["infra"], pod["ipc"]) if each != container.data["id"])
     if container.data["id"] == pod["infra"]:
         return
+    needed = dict.fromkeys(each for each in (pod["infra"], pod["ipc"]) if each != container.data["id"])
     deadline = time.monotonic() + (limit_s or RESTORE_S)
     for identity in needed:
         while (state := files.read(_mark(identity))) is None and time.monotonic() < deadline:
